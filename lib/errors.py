@@ -1,0 +1,35 @@
+"""Faults that lie with the input, told to the person at the keyboard, and how a script ends on one."""
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class InputError(Exception):
+    """Something the user gave is wrong.
+
+    The message is what the user reads, so it names the file, the section, key or row, what was found, and what was
+    expected. A check that finds several faults joins them with newlines, one fault a line.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the valid name closest to `name`, or an empty string when none is close."""
+    matches = get_close_matches(name, list(valid), n=1)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`, ending with exit code 2 and no traceback on an `InputError`, 130 on Ctrl-C."""
+    try:
+        main()
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None

@@ -1,0 +1,145 @@
+"""Attention over tokens and over sensors, and the gate through which the decoder reads the memory.
+
+Axes are (B, N, M, C) throughout. What the decoder repeats at every step of a rollout has a `step` beside `forward`: fed
+one token at a time, it returns the columns of `forward`, from a cache of what it has seen.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Split the channels of (B, outer, inner, C) into heads: (B * outer, heads, inner, C / heads)."""
+    return x.flatten(0, 1).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class TokenConvolution(nn.Module):
+    """A convolution over tokens, with all channels mixed: (B, N, M, C) to (B, N, M, out_channels).
+
+    `causal` pads on the left only, so that token m sees tokens m - kernel_size + 1 .. m; else the kernel is centred.
+    The taps lie side by side in one matrix, (out_channels, kernel_size * C): one product instead of a convolution.
+    """
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int, causal: bool) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.left = kernel_size - 1 if causal else kernel_size // 2
+        self.linear = nn.Linear(kernel_size * channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve over the tokens of `x` (B, N, M, C)."""
+        padded = F.pad(x, (0, 0, self.left, self.kernel_size - 1 - self.left))
+        columns = [padded[:, :, tap : tap + x.shape[2]] for tap in range(self.kernel_size)]
+        return self.linear(torch.cat(columns, dim=-1))
+
+    def step(self, x: Tensor, past: list[Tensor]) -> Tensor:
+        """Convolve at the newest token (B, N, 1, C); `past` keeps the tokens before it and takes this one in."""
+        if not past:
+            past.extend([torch.zeros_like(x)] * (self.kernel_size - 1))
+        past.append(x)
+        columns = torch.cat(past, dim=-1)
+        past.pop(0)
+        return self.linear(columns)
+
+
+@dataclass
+class TemporalCache:
+    """What causal temporal attention remembers: past tokens for its convolution, and all keys and values."""
+
+    past: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class TemporalAttention(nn.Module):
+    """Multi-head attention over the tokens of each sensor; queries and keys see their neighbours by a convolution."""
+
+    def __init__(self, channels: int, heads: int, kernel_size: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.causal = heads, dropout, causal
+        self.query_key = TokenConvolution(channels, 2 * channels, kernel_size, causal)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+        """Attend from the tokens of `query` to those of `key`, all (B, N, tokens, C)."""
+        B, N, M, C = query.shape
+        query, key, value = (split_heads(x, self.heads) for x in (query, key, value))
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)  # (B N, heads, M, d)
+        return self.output(x.transpose(1, 2).reshape(B, N, M, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C)."""
+        query, key = self.query_key(x).chunk(2, dim=-1)
+        return self.attend(query, key, self.value(x), self.causal)
+
+    def step(self, x: Tensor, cache: TemporalCache) -> Tensor:
+        """Return the newest token's output (B, N, 1, C) from that token, `x`, and the cache of those before it."""
+        query, key = self.query_key.step(x, cache.past).chunk(2, dim=-1)
+        cache.keys.append(key)
+        cache.values.append(self.value(x))
+        return self.attend(query, torch.cat(cache.keys, dim=2), torch.cat(cache.values, dim=2), causal=False)
+
+
+class SpatialAttention(nn.Module):
+    """Multi-head attention over the sensors at each token, where a graph allows it, with ReLU on the output.
+
+    In a mask `allowed` (N, N), an entry is true where the row's sensor may look at the column's.
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query_key_value = nn.Linear(channels, 3 * channels)
+
+    def attend(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        """Return the attended values of `x` (B, N, M, C), heads apart: (B, M, heads, N, d)."""
+        B, _, M, _ = x.shape
+        qkv = self.query_key_value(x.transpose(1, 2))  # (B, M, N, 3C)
+        query, key, value = (split_heads(y, self.heads) for y in qkv.chunk(3, dim=-1))
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        return y.unflatten(0, (B, M))
+
+    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask `allowed` (N, N); None allows everything."""
+        y = self.attend(x, allowed)  # (B, M, heads, N, d)
+        return torch.relu(y.permute(0, 3, 1, 2, 4).flatten(3))  # (B, N, M, C)
+
+
+class TimeGatedConvolution(nn.Module):
+    """The decoder's view of the memory: Linear(relu(causal(x) + sigmoid(gate(memory)) + content(memory))).
+
+    All three are convolutions over tokens, those of the memory centred. Their outputs are cut to the decoder's length;
+    when the memory has another number of tokens than the horizon has steps, they are first interpolated linearly, the
+    first token at the first step and the last at the last.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, horizon: int) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.causal = TokenConvolution(channels, channels, kernel_size, causal=True)
+        self.gate_content = TokenConvolution(channels, 2 * channels, kernel_size, causal=False)
+        self.output = nn.Linear(channels, channels)
+
+    def read(self, memory: Tensor) -> Tensor:
+        """Return what the memory (B, N, M, C) adds at each step of the horizon, (B, N, P, C): once for all steps."""
+        terms = self.gate_content(memory)  # (B, N, M, 2C)
+        if memory.shape[2] != self.horizon:
+            flat = terms.flatten(0, 1).transpose(1, 2)  # (B N, 2C, M)
+            flat = F.interpolate(flat, size=self.horizon, mode="linear", align_corners=True)
+            terms = flat.transpose(1, 2).unflatten(0, memory.shape[:2])  # (B, N, P, 2C)
+        gate, content = terms.chunk(2, dim=-1)
+        return torch.sigmoid(gate) + content
+
+    def forward(self, x: Tensor, reading: Tensor) -> Tensor:
+        """Map decoder tokens (B, N, T, C), T <= P, with the memory's `reading` (B, N, P, C), to (B, N, T, C)."""
+        return self.output(torch.relu(self.causal(x) + reading[:, :, : x.shape[2]]))
+
+    def step(self, x: Tensor, reading: Tensor, past: list[Tensor]) -> Tensor:
+        """Return the newest token's output (B, N, 1, C), with the reading at its step, (B, N, 1, C)."""
+        return self.output(torch.relu(self.causal.step(x, past) + reading))

@@ -1,0 +1,269 @@
+"""DTG-LKNet: deformable patches and large kernels over time, two graphs over space (PeerJ CS 12:e3793, 2026).
+
+    series (B, N, L) -> patches -> large kernels -> encoder -> memory (B, N, M, C)
+    start value -> decoder, one step after the other, under the memory -> forecast (B, N, P)
+
+Axes are (B, N, M, C) = batch, sensor, token, channel, unless a line says otherwise; L = M * patch_len input steps, P is
+the horizon. All values are scaled; the model knows neither units nor devices nor files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution
+from model.deformable_patches import DeformablePatches
+from model.large_kernels import LargeKernelBlock
+
+LARGE_KERNELS = (15, 17, 21, 27, 35, 55)
+
+
+def sinusoidal_encoding(tokens: int, channels: int) -> Tensor:
+    """Return the position encoding of the transformer (arXiv 1706.03762, section 3.5): (tokens, channels)."""
+    position = torch.arange(tokens).unsqueeze(1)
+    even = torch.arange(0, channels, 2)
+    angle = position * torch.exp(even / channels * -torch.log(torch.tensor(10000.0)))
+    encoding = torch.zeros(tokens, channels)
+    encoding[:, 0::2] = torch.sin(angle)
+    encoding[:, 1::2] = torch.cos(angle)[:, : channels // 2]
+    return encoding
+
+
+class LargeKernelFrontEnd(nn.Module):
+    """From the series (B, N, L) to tokens (B, N, M, C): deformable patches, their embedding, large-kernel blocks."""
+
+    def __init__(self, input_steps: int, patch_len: int, channels: int, large_kernels: Sequence[int]) -> None:
+        super().__init__()
+        self.patches = DeformablePatches(input_steps, patch_len)
+        self.patch_embedding = nn.Linear(patch_len, channels)
+        self.blocks = nn.Sequential(*(LargeKernelBlock(channels, size) for size in large_kernels))
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Map the series (B, N, L) to tokens (B, N, M, C)."""
+        return self.blocks(self.patch_embedding(self.patches(series)))
+
+
+class NodeTokenEmbedding(nn.Module):
+    """Add to tokens where they stand in time, by a sinusoid, and in the network, by the Laplacian encoding."""
+
+    positions: Tensor
+
+    def __init__(self, positions: Tensor, encoding_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("positions", positions)  # (M, C)
+        self.node = nn.Linear(encoding_channels, positions.shape[1])
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, laplacian_encoding: Tensor, first: int = 0) -> Tensor:
+        """Embed tokens (B, N, T, C), the first of which stands at position `first`, with the encoding (N, C)."""
+        positions = self.positions[first : first + tokens.shape[2]]
+        return self.dropout(tokens + positions + self.node(laplacian_encoding)[:, None])
+
+
+class EncoderLayer(nn.Module):
+    """Temporal attention over tokens, then spatial attention over sensors, each in a pre-norm residual."""
+
+    def __init__(self, temporal: TemporalAttention, spatial: SpatialAttention, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.temporal, self.temporal_norm = temporal, nn.LayerNorm(channels)
+        self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask `allowed` (N, N)."""
+        x = x + self.dropout(self.temporal(self.temporal_norm(x)))
+        return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
+
+
+@dataclass
+class DecoderLayerCache:
+    """What one decoder layer remembers of a rollout, with the memory's reading (B, N, P, C) at every step."""
+
+    reading: Tensor
+    temporal: TemporalCache = field(default_factory=TemporalCache)
+    gate_past: list[Tensor] = field(default_factory=list)
+
+
+class DecoderLayer(nn.Module):
+    """Causal temporal attention, time-gated convolution of the memory, spatial attention, in pre-norm residuals."""
+
+    def __init__(
+        self,
+        temporal: TemporalAttention,
+        gate: TimeGatedConvolution,
+        spatial: SpatialAttention,
+        channels: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.temporal, self.temporal_norm = temporal, nn.LayerNorm(channels)
+        self.gate, self.gate_norm = gate, nn.LayerNorm(channels)
+        self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Tensor, allowed: Tensor | None) -> Tensor:
+        """Map decoder tokens (B, N, T, C) to (B, N, T, C) under the memory (B, N, M, C) and a mask (N, N)."""
+        x = x + self.dropout(self.temporal(self.temporal_norm(x)))
+        x = x + self.dropout(self.gate(self.gate_norm(x), self.gate.read(memory)))
+        return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
+
+    def start(self, memory: Tensor) -> DecoderLayerCache:
+        """Read the memory (B, N, M, C) once, for all steps of a rollout."""
+        return DecoderLayerCache(self.gate.read(memory))
+
+    def step(self, x: Tensor, step: int, cache: DecoderLayerCache, allowed: Tensor | None) -> Tensor:
+        """Map the newest decoder token (B, N, 1, C), at position `step`, to its output (B, N, 1, C)."""
+        x = x + self.dropout(self.temporal.step(self.temporal_norm(x), cache.temporal))
+        reading = cache.reading[:, :, step : step + 1]
+        x = x + self.dropout(self.gate.step(self.gate_norm(x), reading, cache.gate_past))
+        return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
+
+
+class DTGLKNet(nn.Module):
+    """The whole network, as the paper describes it.
+
+    Args:
+        similarity_mask: (N, N), true where the encoder's spatial attention may look: functionally similar sensors.
+        topology_mask: (N, N), true where the decoder's may: sensors near each other on the road.
+        laplacian_encoding: (N, any number of channels), a sensor's place in the road network.
+        input_steps: L, the length of the input series.
+        horizon: P, the number of steps to forecast.
+        patch_len: steps of a patch; divides L.
+        channels: C, the width of a token (d_model).
+        layers: encoder layers, and as many decoder layers.
+        heads: attention heads; divides C.
+        kernel_size: width of the convolutions in temporal attention and in the gate; odd.
+        large_kernels: nominal kernel sizes of the large-kernel blocks, one block each.
+        dropout: rate on embeddings, attention weights and sublayer outputs.
+    """
+
+    similarity_mask: Tensor
+    topology_mask: Tensor
+    laplacian_encoding: Tensor
+
+    def __init__(
+        self,
+        similarity_mask: Tensor,
+        topology_mask: Tensor,
+        laplacian_encoding: Tensor,
+        *,
+        input_steps: int,
+        horizon: int,
+        patch_len: int,
+        channels: int = 64,
+        layers: int = 4,
+        heads: int = 8,
+        kernel_size: int = 3,
+        large_kernels: Sequence[int] = LARGE_KERNELS,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.horizon = horizon
+        # The graphs travel in checkpoints: the eigenbasis of the encoding is arbitrary, and the weights rely on it.
+        self.register_buffer("similarity_mask", similarity_mask)
+        self.register_buffer("topology_mask", topology_mask)
+        self.register_buffer("laplacian_encoding", laplacian_encoding)
+
+        self.front_end = LargeKernelFrontEnd(input_steps, patch_len, channels, large_kernels)
+        encoding_channels = laplacian_encoding.shape[1]
+        positions = self.position_encoding(input_steps // patch_len, channels)
+        self.encoder_embedding = NodeTokenEmbedding(positions, encoding_channels, dropout)
+        self.encoder = nn.ModuleList(
+            EncoderLayer(
+                TemporalAttention(channels, heads, kernel_size, dropout, causal=False),
+                self.spatial_attention(channels, heads, dropout),
+                channels,
+                dropout,
+            )
+            for _ in range(layers)
+        )
+        self.encoder_norm = nn.LayerNorm(channels)
+
+        self.value_embedding = nn.Linear(1, channels)
+        positions = self.position_encoding(horizon, channels)
+        self.decoder_embedding = NodeTokenEmbedding(positions, encoding_channels, dropout)
+        self.decoder = nn.ModuleList(
+            DecoderLayer(
+                TemporalAttention(channels, heads, kernel_size, dropout, causal=True),
+                TimeGatedConvolution(channels, kernel_size, horizon),
+                self.spatial_attention(channels, heads, dropout),
+                channels,
+                dropout,
+            )
+            for _ in range(layers)
+        )
+        self.decoder_norm = nn.LayerNorm(channels)
+        self.prediction = nn.Linear(channels, 1)
+        self.reset_parameters()
+
+    # The two parts that the released code has otherwise (model/released.py).
+    position_encoding = staticmethod(sinusoidal_encoding)
+    spatial_attention = SpatialAttention
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights: Xavier for matrices, zero biases; the patches start as regular ones."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        self.front_end.patches.reset_parameters()
+
+    def merge(self) -> None:
+        """Merge both branches of every large-kernel block, for inference. Outputs stay the same."""
+        for module in self.modules():
+            if isinstance(module, LargeKernelBlock):
+                module.merge()
+
+    def embed_series(self, series: Tensor) -> Tensor:
+        """Return the encoder's input tokens (B, N, M, C) for the series (B, N, L)."""
+        return self.encoder_embedding(self.front_end(series), self.laplacian_encoding)
+
+    def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
+        """Return the decoder's input tokens (B, N, T, C) for values (B, N, T), the first of which is step `first`."""
+        return self.decoder_embedding(self.value_embedding(values.unsqueeze(-1)), self.laplacian_encoding, first)
+
+    def encode(self, series: Tensor) -> Tensor:
+        """Return the memory (B, N, M, C) of the series (B, N, L)."""
+        x = self.embed_series(series)  # (B, N, M, C)
+        for layer in self.encoder:
+            x = layer(x, self.similarity_mask)
+        return self.encoder_norm(x)
+
+    def decode(self, values: Tensor, memory: Tensor) -> Tensor:
+        """Return the forecasts (B, N, T) that follow each of the values (B, N, T), T <= P, under the memory."""
+        x = self.embed_values(values)  # (B, N, T, C)
+        for layer in self.decoder:
+            x = layer(x, memory, self.topology_mask)
+        return self.prediction(self.decoder_norm(x)).squeeze(-1)
+
+    def forward(self, series: Tensor, values: Tensor) -> Tensor:
+        """Forecast under teacher forcing.
+
+        Args:
+            series: (B, N, L), the scaled input.
+            values: (B, N, P), the value before each target step: the start value, then all targets but the last.
+
+        Returns:
+            (B, N, P), the scaled forecast of each target step.
+        """
+        return self.decode(values, self.encode(series))
+
+    def rollout(self, series: Tensor, start: Tensor) -> Tensor:
+        """Forecast from the series (B, N, L) and a start value (B, N), each step fed the forecast before it: (B, N, P).
+
+        The decoder is causal, so every step needs only its own token and the caches of its layers: the whole rollout
+        costs one decoder pass and equals decoding the growing sequence anew at each step. Gradients flow through it.
+        """
+        memory = self.encode(series)
+        caches = [layer.start(memory) for layer in self.decoder]  # type: ignore[operator]
+        value = start.unsqueeze(-1)  # (B, N, 1)
+        forecasts = []
+        for step in range(self.horizon):
+            x = self.embed_values(value, first=step)  # (B, N, 1, C)
+            for layer, cache in zip(self.decoder, caches, strict=True):
+                x = layer.step(x, step, cache, self.topology_mask)  # type: ignore[operator]
+            value = self.prediction(self.decoder_norm(x)).squeeze(-1)
+            forecasts.append(value)
+        return torch.cat(forecasts, dim=-1)

@@ -1,0 +1,91 @@
+"""Large-kernel blocks: depthwise convolutions over tokens whose kernels reach further than the input is long.
+
+The axes are (B, N, M, C) at every border, as everywhere. In memory the blocks keep the channel first, (C, M, B N), for
+there each of their steps is one matrix product: a permuted view at each border costs nothing between two blocks.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALL_KERNEL = 3
+
+
+class DepthwiseConvolution(nn.Module):
+    """One kernel a channel; only its parameters live here, `LargeKernelBlock` applies them."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"a centred kernel has an odd number of taps, found {kernel_size}")
+        self.weight = nn.Parameter(torch.empty(channels, kernel_size))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw taps and bias uniformly from +-1/sqrt(kernel size), as PyTorch does for its convolutions."""
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def taps(self, tokens: int) -> Tensor:
+        """Return the taps that can touch data on that many tokens, cut or zero-padded: (C, 2 tokens - 1)."""
+        margin = tokens - 1 - self.weight.shape[1] // 2
+        return F.pad(self.weight, (margin, margin))
+
+
+class LargeKernelBlock(nn.Module):
+    """A large and a small depthwise convolution in parallel, then a pointwise feed-forward, both in scaled residuals.
+
+        y = large(x) + small(x)
+        x = BatchNorm(x + a1 GELU(y))
+        x = BatchNorm(x + a2 FFN(x)),   FFN = Linear(C, 4C), GELU, Linear(4C, C)
+
+    The two branches are one linear map: on M tokens, for each channel, the M x M Toeplitz matrix of their summed taps.
+    This is how they are computed; depthwise convolutions at the nominal kernel sizes give the same output. `merge`
+    replaces both branches by one kernel for inference, with the same output (RepLKNet, arXiv 2203.06717, section 3).
+    """
+
+    def __init__(self, channels: int, kernel_size: int, scale: float = 0.1) -> None:
+        super().__init__()
+        self.large: DepthwiseConvolution = DepthwiseConvolution(channels, kernel_size)
+        self.small: DepthwiseConvolution | None = DepthwiseConvolution(channels, SMALL_KERNEL)
+        self.convolution_scale = nn.Parameter(torch.tensor(scale))  # a1
+        self.convolution_norm = nn.BatchNorm1d(channels)
+        self.expand = nn.Linear(channels, 4 * channels)
+        self.contract = nn.Linear(4 * channels, channels)
+        self.feed_forward_scale = nn.Parameter(torch.tensor(scale))  # a2
+        self.feed_forward_norm = nn.BatchNorm1d(channels)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Fold the small branch into the large one. The forward pass gives the same output from then on."""
+        if self.small is None:
+            return
+        kernel_size = max(self.large.weight.shape[1], self.small.weight.shape[1])
+        merged = DepthwiseConvolution(len(self.large.weight), kernel_size).to(self.large.weight)
+        reach = kernel_size // 2 + 1  # a kernel of K taps is all of the 2 reach - 1 taps of `reach` tokens
+        merged.weight.copy_(self.large.taps(reach) + self.small.taps(reach))
+        merged.bias.copy_(self.large.bias + self.small.bias)
+        self.large, self.small = merged, None
+
+    def token_mixing(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return the map over tokens of both branches: matrices (C, M, M), output token first, and biases (C,)."""
+        branches = [self.large] if self.small is None else [self.large, self.small]
+        taps = torch.stack([branch.taps(tokens) for branch in branches]).sum(0)
+        bias = torch.stack([branch.bias for branch in branches]).sum(0)
+        # Row i of the Toeplitz matrix reads tap j - i at column j: a window that slides backwards as i grows.
+        return taps.unfold(1, tokens, 1).flip(1), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C)."""
+        B, N, M, C = x.shape
+        x = x.permute(3, 2, 0, 1).reshape(C, M, B * N).contiguous()
+        mixing, bias = self.token_mixing(M)
+        y = torch.baddbmm(bias[:, None, None], mixing, x)
+        x = (x + self.convolution_scale * F.gelu(y)).view(1, C, M * B * N)
+        x = self.convolution_norm(x)[0]  # (C, M B N)
+        hidden = F.gelu(torch.addmm(self.expand.bias[:, None], self.expand.weight, x))  # (4C, M B N)
+        y = torch.addmm(self.contract.bias[:, None], self.contract.weight, hidden)  # (C, M B N)
+        x = self.feed_forward_norm((x + self.feed_forward_scale * y).unsqueeze(0))
+        return x.view(C, M, B, N).permute(2, 3, 1, 0)  # (B, N, M, C)

@@ -1,0 +1,77 @@
+"""The behaviour of the released code of the paper (jahaur1/DTG_LKNet), as replacements of parts of DTG-LKNet.
+
+What is different, and nothing else: both embeddings are detached, so that the front end and the input projections never
+train; spatial attention merges its heads in the wrong order; the decoder ignores the topology mask; the sinusoid; the
+initial weights. Its graphs are rules of lib/graphs.py.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import SpatialAttention
+from model.dtg_lknet import DTGLKNet
+from model.large_kernels import LargeKernelBlock
+
+
+def released_position_encoding(tokens: int, channels: int) -> Tensor:
+    """Return a sinusoid with doubled exponents, at other frequencies for the cosine than for the sine: (tokens, C)."""
+    position = torch.arange(tokens, dtype=torch.float64).unsqueeze(1)
+    channel = torch.arange(channels, dtype=torch.float64)
+    angle = position / 10000.0 ** (2 * channel / channels)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+class ReleasedSpatialAttention(SpatialAttention):
+    """Spatial attention whose output (B, M, heads, N, d) is read as if it were (B, M, N, C) of (B, N, M, C).
+
+    Its (N, M, heads, d) is laid out in memory and read as (M, N, C), which scrambles sensors and times: under teacher
+    forcing the decoder sees the future.
+    """
+
+    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask `allowed` (N, N)."""
+        B, N, M, C = x.shape
+        y = self.attend(x, allowed).permute(0, 3, 1, 2, 4)  # (B, N, M, heads, d)
+        return torch.relu(y.reshape(B, M, N, C).transpose(1, 2))
+
+
+class ReleasedDTGLKNet(DTGLKNet):
+    """DTG-LKNet with the faults of the released code."""
+
+    position_encoding = staticmethod(released_position_encoding)
+    spatial_attention = ReleasedSpatialAttention
+
+    def reset_parameters(self) -> None:
+        """Start with an offset predictor of zeros in both layers, which can never move, and block scales of 1e-8."""
+        super().reset_parameters()
+        for parameter in self.front_end.patches.predictor.parameters():
+            nn.init.zeros_(parameter)
+        for block in self.front_end.blocks:
+            assert isinstance(block, LargeKernelBlock)
+            nn.init.constant_(block.convolution_scale, 1e-8)
+            nn.init.constant_(block.feed_forward_scale, 1e-8)
+
+    def embed_series(self, series: Tensor) -> Tensor:
+        """Return the encoder's input tokens (B, N, M, C), cut off from the front end's gradients."""
+        return self.encoder_embedding(self.front_end(series).detach(), self.laplacian_encoding)
+
+    def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
+        """Return the decoder's input tokens (B, N, T, C), cut off from the value embedding's gradients."""
+        tokens = self.value_embedding(values.unsqueeze(-1)).detach()
+        return self.decoder_embedding(tokens, self.laplacian_encoding, first)
+
+    def decode(self, values: Tensor, memory: Tensor) -> Tensor:
+        """Return the forecasts (B, N, T) that follow each of the values (B, N, T), with no mask on space."""
+        x = self.embed_values(values)  # (B, N, T, C)
+        for layer in self.decoder:
+            x = layer(x, memory, None)
+        return self.prediction(self.decoder_norm(x)).squeeze(-1)
+
+    def rollout(self, series: Tensor, start: Tensor) -> Tensor:
+        """Forecast (B, N, P), decoding the whole sequence anew at each step, for the decoder is not causal here."""
+        memory = self.encode(series)
+        values = start.unsqueeze(-1)  # (B, N, 1)
+        for _ in range(self.horizon):
+            forecast = self.decode(values, memory)  # (B, N, T)
+            values = torch.cat([start.unsqueeze(-1), forecast], dim=-1)
+        return forecast

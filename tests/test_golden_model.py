@@ -1,0 +1,126 @@
+"""Both variants against numbers computed with the released code (tests/reference/model_n7_layers1.npz)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.dtg_lknet import DTGLKNet
+from model.released import ReleasedDTGLKNet, released_position_encoding
+from model.released_weights import from_released, released_checkpoint, to_released
+
+REFERENCE = Path(__file__).parent / "reference" / "model_n7_layers1.npz"
+VARIANTS = {"described": DTGLKNet, "released": ReleasedDTGLKNet}
+TOLERANCE = {"front_end": 2e-4}  # float32 noise of the released code; 1e-4 elsewhere
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, np.ndarray]:
+    with np.load(REFERENCE, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def released_weights(reference: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    prefix = "weights."
+    return {n.removeprefix(prefix): torch.from_numpy(a) for n, a in reference.items() if n.startswith(prefix)}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(variant: str, reference: dict[str, np.ndarray]) -> DTGLKNet:
+    model = VARIANTS[variant](
+        ~torch.from_numpy(reference["blocked_similarity"]),
+        ~torch.from_numpy(reference["blocked_topology"]),
+        torch.from_numpy(reference["laplacian_encoding"]),
+        input_steps=144,
+        horizon=12,
+        patch_len=12,
+        layers=1,
+    )
+    missing, unexpected = model.load_state_dict(from_released(released_weights(reference), model), strict=False)
+    assert not unexpected
+    assert set(missing) == {"similarity_mask", "topology_mask", "laplacian_encoding"}
+    return model
+
+
+@pytest.fixture
+def inputs(reference: dict[str, np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    series, values, target = (torch.from_numpy(reference[n]).squeeze(-1) for n in ("x", "decoder_input", "target"))
+    return series, values, target
+
+
+@torch.no_grad()
+def test_outputs(model: DTGLKNet, variant: str, inputs: tuple[Tensor, ...], reference: dict[str, np.ndarray]) -> None:
+    model.eval()
+    series, values, _ = inputs
+    outputs = {
+        "patches": model.front_end.patches(series),
+        "front_end": model.front_end(series),
+        "memory": model.encode(series),
+        "teacher_forced": model(series, values).unsqueeze(-1),
+        "rollout": model.rollout(series, values[:, :, 0]).unsqueeze(-1),
+    }
+    for name, output in outputs.items():
+        expected = torch.from_numpy(reference[f"{variant}.{name}"])
+        assert output.shape == expected.shape
+        difference = (output - expected).abs().max().item()
+        assert difference < TOLERANCE.get(name, 1e-4), f"{name} differs by {difference}"
+
+
+def test_training_step(
+    model: DTGLKNet, variant: str, inputs: tuple[Tensor, ...], reference: dict[str, np.ndarray]
+) -> None:
+    model.train()
+    series, values, target = inputs
+    forecast = model(series, values)
+    expected = torch.from_numpy(reference[f"{variant}.train_forward"]).squeeze(-1)
+    assert (forecast - expected).abs().max().item() < 1e-4
+    loss = torch.nn.functional.l1_loss(forecast, target)
+    assert loss.item() == pytest.approx(float(reference[f"{variant}.train_loss"]), abs=1e-4)
+
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    norms = {name: gradient.norm().item() for name, gradient in to_released(gradients, model).items()}
+    prefix = f"{variant}.grad_norm."
+    expected_norms = {n.removeprefix(prefix): float(v) for n, v in reference.items() if n.startswith(prefix)}
+    without_gradient = {name for name, norm in expected_norms.items() if norm == -1}
+    assert without_gradient == expected_norms.keys() - norms.keys()
+    for name, norm in norms.items():
+        both_noise = norm < 1e-7 and expected_norms[name] < 1e-7
+        assert both_noise or norm == pytest.approx(expected_norms[name], rel=0.01), name
+
+
+def test_position_encoding_of_the_released_code(reference: dict[str, np.ndarray]) -> None:
+    expected = torch.from_numpy(reference["temporal_encoding"])[0, 0]
+    torch.testing.assert_close(released_position_encoding(12, 64), expected, atol=1e-6, rtol=0)
+
+
+def test_released_checkpoint_round_trip(model: DTGLKNet, reference: dict[str, np.ndarray]) -> None:
+    weights = released_weights(reference)
+    written = released_checkpoint(model)
+    assert weights.keys() <= written.keys()
+    for name, weight in weights.items():
+        if not name.endswith("Theta.weight"):  # never read, so not kept
+            assert torch.equal(written[name], weight), name
+    reread = from_released(written, model)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in reread.items())
+
+
+def test_released_checkpoint_faults_are_listed(model: DTGLKNet, reference: dict[str, np.ndarray]) -> None:
+    weights = released_weights(reference)
+    del weights["prediction_generator.bias"]
+    weights["prediction_generator.scale"] = torch.ones(1)
+    weights["trg_embed.0.weight"] = torch.ones(64, 2)
+    with pytest.raises(ValueError, match="trg_embed") as fault:
+        from_released(weights, model)
+    assert str(fault.value) == (
+        "missing prediction_generator.bias; unknown prediction_generator.scale; "
+        "trg_embed.0.weight of shape (64, 2), expected (64, 1)"
+    )
