@@ -64,7 +64,8 @@ def load_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         InputError: the file is missing or damaged, or lacks a key, or holds a pickled array.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as handle:
+            archive = np.load(handle, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(f"{path}: found a single array, expected an npz archive with {', '.join(keys)}")
             for key in keys:

@@ -1,0 +1,60 @@
+"""Prepare a sensor series for training: check it, split it, scale it, and write one small file beside it."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from lib.config import load_config
+from lib.data import SPLITS
+from lib.errors import run_script
+from lib.preparation import links_for, make_prepared
+
+EXAMPLES = """examples:
+  python PrepareData.py --config configurations/PEMS04.conf
+  python PrepareData.py --config configurations/DEMO.conf --materialize /tmp/DEMO_windows.npz
+"""
+
+
+def main() -> None:
+    """Parse the arguments, prepare, and print what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting; repeatable"
+    )
+    parser.add_argument(
+        "--materialize",
+        type=Path,
+        metavar="FILE.npz",
+        help="also write every window, in the file format of the released code (large: PEMS07 needs 25 GB unpacked)",
+    )
+    arguments = parser.parse_args()
+
+    config = load_config(arguments.config, arguments.set)
+    for notice in config.notices:
+        print(notice)
+    links = links_for(config)
+    prepared = make_prepared(config, arguments.materialize)
+
+    steps, sensors = prepared.flow.shape
+    source = config.data.graph_signal_matrix_filename
+    print(f"{source}: {steps} steps, {sensors} sensors, {len(prepared.minimum)} features")
+    print(
+        f"{config.data.adj_filename}: {len(links.pairs)} links "
+        f"(dropped {links.self_links} self-links, {links.duplicates} duplicate rows)"
+    )
+    for split in SPLITS:
+        starts = prepared.label_starts[split]
+        print(f"{split:5s} {len(starts):6d} samples, label starts {starts[0]} .. {starts[-1]}")
+    print(f"flow  {prepared.minimum[0]:g} .. {prepared.maximum[0]:g} in training inputs, ", end="")
+    print(f"{100 * np.mean(prepared.flow == 0):.2f} % of all values are 0")
+    print(f"wrote {config.prepared_path} ({config.prepared_path.stat().st_size / 2**20:.1f} MiB)")
+    if arguments.materialize is not None:
+        print(f"wrote {arguments.materialize} ({arguments.materialize.stat().st_size / 2**20:.1f} MiB)")
+
+
+if __name__ == "__main__":
+    run_script(main)

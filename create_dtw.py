@@ -1,0 +1,55 @@
+"""Compute the DTW distance between the mean days of all pairs of sensors: the similarity graph's input."""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from lib.config import load_config
+from lib.dtw import Method, Rows
+from lib.errors import run_script
+from lib.preparation import make_distance, prepared_for
+
+EXAMPLES = """examples:
+  python create_dtw.py --config configurations/PEMS04.conf
+  python create_dtw.py --config configurations/PEMS04.conf --method fastdtw --radius 6
+"""
+
+
+def main() -> None:
+    """Parse the arguments, compute, and print what was written."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
+    parser.add_argument(
+        "--method",
+        choices=get_args(Method),
+        help="exact, or the approximation of the fastdtw package (default: the INI's)",
+    )
+    parser.add_argument("--radius", type=int, help="radius of fastdtw (default: the INI's)")
+    parser.add_argument(
+        "--rows", choices=get_args(Rows), help="rows that the mean days are taken over (default: the INI's)"
+    )
+    arguments = parser.parse_args()
+
+    # A flag is a setting said otherwise, and is checked like one.
+    flags = {"dtw_method": arguments.method, "dtw_radius": arguments.radius, "dtw_rows": arguments.rows}
+    changed = [f"Graph.{key}={value}" for key, value in flags.items() if value is not None]
+    config = load_config(arguments.config, [*arguments.set, *changed])
+    for notice in config.notices:
+        print(notice)
+    graph = config.graph
+    if graph.dtw_method == "fastdtw":
+        print("fastdtw is approximate: its distances are upper bounds of the exact ones")
+    matrix, record = make_distance(config, prepared_for(config), graph.dtw_method, graph.dtw_radius, graph.dtw_rows)
+
+    print(f"{record.method} DTW of {len(matrix)} sensors, mean of {record.days} days ({record.rows} rows)")
+    print(f"distances up to {matrix.max():.1f}, median {sorted(matrix.ravel())[matrix.size // 2]:.1f}")
+    print(f"wrote {config.dtw_path} and {config.dtw_record_path.name}")
+    if changed:
+        print(f"to use it in run.py, set {', '.join(setting.replace('Graph.', '[Graph] ') for setting in changed)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,257 @@
+"""How alike two sensors' mean days are: dynamic time warping (DTW) between all pairs, and the file that keeps it."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from itertools import combinations
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lib.errors import InputError, nearest
+from lib.files import load_json, save_json, written_whole
+
+Method = Literal["exact", "fastdtw"]
+Rows = Literal["train", "all"]
+
+
+@dataclass(frozen=True)
+class DTWRecord:
+    """What a DTW matrix was computed from.
+
+    Attributes:
+        method: `exact`, or `fastdtw` for the approximation.
+        radius: radius of fastdtw, 0 for the exact method.
+        rows: the rows of the series that the mean days are taken over, the training rows or all of them.
+        days: number of whole days averaged.
+        fingerprint: SHA-256 of the mean days (`lib.files.fingerprint_arrays`).
+    """
+
+    method: Method
+    radius: int
+    rows: Rows
+    days: int
+    fingerprint: str
+
+
+def mean_days(flow: NDArray[np.float32], steps_per_day: int, rows: int) -> NDArray[np.float64]:
+    """Return each sensor's mean day, over the whole days within the first `rows` rows.
+
+    A day is counted from the first row, whatever its time of day: DTW compares sensors with one another only.
+
+    Args:
+        flow: series (T, N).
+        steps_per_day: rows in one day, 288 at 5 minutes.
+        rows: number of rows that may be used, those of the training inputs.
+
+    Returns:
+        Mean days (N, steps_per_day), in the unit of `flow`.
+
+    Raises:
+        InputError: there is not one whole day.
+    """
+    usable = flow[:rows]
+    days = len(usable) // steps_per_day
+    if days == 0:
+        raise InputError(
+            f"mean day of the sensors: found {len(usable)} rows to average, "
+            f"expected at least one whole day of {steps_per_day} rows"
+        )
+    whole_days = usable[: days * steps_per_day].reshape(days, steps_per_day, -1)
+    return np.ascontiguousarray(whole_days.mean(axis=0, dtype=np.float64).T)
+
+
+def dtw_matrix(
+    profiles: NDArray[np.float64],
+    method: Method = "exact",
+    radius: int = 1,
+    show_progress: bool = True,
+    pairs_per_batch: int = 1024,
+) -> NDArray[np.float64]:
+    """Return the DTW distances between all pairs of profiles.
+
+    The distance is the least sum of |a_i - b_j| over the unconstrained monotone paths from (0, 0) to (L-1, L-1) with
+    the steps (1, 0), (0, 1) and (1, 1) (Sakoe and Chiba, 1978).
+
+    `exact` computes it in float32 on all cores: the relative error is near 1e-6, and grows only between profiles whose
+    difference is itself near the float32 resolution of their range. `fastdtw` is approximate: it searches near a path
+    found at half the resolution (Salvador and Chan, 2007), so its distance is an upper bound of the exact one. It is
+    here for comparison with work that used it, and is far slower, as the package works pair by pair in Python.
+
+    Args:
+        profiles: one series a sensor (N, L).
+        method: `exact` or `fastdtw`.
+        radius: radius of `fastdtw`, at least 1, unused by `exact`.
+        show_progress: draw a bar over the pairs, when stderr is a terminal.
+        pairs_per_batch: pairs that one thread of `exact` handles at once; it sets speed and memory, not the result.
+
+    Returns:
+        Distances (N, N) in the unit of the profiles, symmetric, with a zero diagonal.
+
+    Raises:
+        InputError: the method is unknown, the radius is below 1, or a profile is not finite.
+    """
+    if method not in get_args(Method):
+        raise InputError(
+            f"DTW method: found '{method}', expected {' or '.join(get_args(Method))}{nearest(method, get_args(Method))}"
+        )
+    if method == "fastdtw" and radius < 1:  # the package fails at 0 on an odd number of points
+        raise InputError(f"DTW radius: found {radius}, expected 1 or more")
+    unusable = np.flatnonzero(~np.isfinite(profiles).all(axis=1))
+    if len(unusable):
+        raise InputError(
+            f"mean day of sensor {unusable[0]}: found values that are not finite, expected numbers only "
+            f"({len(unusable)} of {len(profiles)} sensors have such values)"
+        )
+    num_nodes = len(profiles)
+    matrix = np.zeros((num_nodes, num_nodes))
+    batches = _exact_batches(profiles, pairs_per_batch) if method == "exact" else _fastdtw_batches(profiles, radius)
+    num_pairs = num_nodes * (num_nodes - 1) // 2
+    with tqdm(total=num_pairs, unit="pair", desc="DTW", disable=None if show_progress else True) as bar:
+        for first, second, distances in batches:
+            matrix[first, second] = matrix[second, first] = distances
+            bar.update(distances.size)
+    return matrix
+
+
+# Sensors i and j of a batch of pairs, and their distances, each (P,).
+Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+
+
+def _fastdtw_batches(profiles: NDArray[np.float64], radius: int) -> Iterator[Batch]:
+    from fastdtw import fastdtw  # only this method needs the package
+
+    for i, j in combinations(range(len(profiles)), 2):
+        distance, _ = fastdtw(profiles[i], profiles[j], radius=radius)
+        yield np.array([i]), np.array([j]), np.array([distance])
+
+
+def _exact_batches(profiles: NDArray[np.float64], pairs_per_batch: int) -> Iterator[Batch]:
+    # A common shift leaves DTW as it is, and the smaller values lose less in float32. Half the range, unlike the mean,
+    # does not depend on the order of the sensors in the last bit.
+    middle = (profiles.min() + profiles.max()) / 2
+    columns = np.ascontiguousarray((profiles - middle).T.astype(np.float32))
+    reversed_columns = np.ascontiguousarray(columns[::-1])
+    first, second = np.triu_indices(len(profiles), k=1)
+
+    def solve(start: int) -> Batch:
+        i, j = (index[start : start + pairs_per_batch] for index in (first, second))
+        return i, j, _wavefront(np.take(columns, i, axis=1), np.take(reversed_columns, j, axis=1))
+
+    # NumPy releases the interpreter's lock within a ufunc, so threads suffice and nothing is copied to processes.
+    executor = ThreadPoolExecutor(os.cpu_count())
+    try:
+        running = [executor.submit(solve, start) for start in range(0, len(first), pairs_per_batch)]
+        for batch in as_completed(running):
+            yield batch.result()
+    finally:
+        executor.shutdown(cancel_futures=True)  # Ctrl-C waits for the batches at work, not for all that are queued
+
+
+def _wavefront(first: NDArray[np.float32], second_reversed: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the DTW distances of P pairs, all pairs advancing along the anti-diagonals of their cost tables together.
+
+    With D(i, j) = |a_i - b_j| + min(D(i-1, j), D(i, j-1), D(i-1, j-1)), the cells of the anti-diagonal i + j = d need
+    only those of d - 1 and d - 2. Stored by i, and with b reversed, all operands are contiguous slices. A buffer's row
+    i + 1 holds cell i; row 0 and the rows not yet reached stay infinite, which closes the table's border.
+
+    Args:
+        first: series a (L, P), one pair a column.
+        second_reversed: series b (L, P), last position first.
+    """
+    length, pairs = first.shape
+    two_back, one_back, current = (np.full((length + 1, pairs), np.inf, np.float32) for _ in range(3))
+    costs = np.empty((length, pairs), np.float32)
+    np.abs(first[0] - second_reversed[length - 1], out=one_back[1])
+    for diagonal in range(1, 2 * length - 1):
+        start, stop = max(0, diagonal - length + 1), min(diagonal, length - 1) + 1
+        offset = length - 1 - diagonal  # b_(d-i) is row offset + i of the reversed series
+        cost, cell = costs[: stop - start], current[start + 1 : stop + 1]
+        np.subtract(first[start:stop], second_reversed[offset + start : offset + stop], out=cost)
+        np.abs(cost, out=cost)
+        np.minimum(one_back[start:stop], one_back[start + 1 : stop + 1], out=cell)
+        np.minimum(cell, two_back[start:stop], out=cell)
+        np.add(cell, cost, out=cell)
+        two_back, one_back, current = one_back, current, two_back
+    return one_back[length].astype(np.float64)
+
+
+def save_dtw(matrix_path: Path, record_path: Path, matrix: NDArray[np.float64], record: DTWRecord) -> None:
+    """Write a DTW matrix (N, N) as npy and its record as JSON.
+
+    The record comes last, and an earlier one goes first: a matrix never stands beside the record of another.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    with written_whole(matrix_path) as partial:
+        with partial.open("wb") as handle:
+            np.save(handle, matrix, allow_pickle=False)
+        record_path.unlink(missing_ok=True)
+    save_json(record_path, asdict(record))
+
+
+def load_dtw(matrix_path: Path, record_path: Path, num_nodes: int) -> tuple[NDArray[np.float64], DTWRecord]:
+    """Read a DTW matrix (N, N) and its record.
+
+    Raises:
+        InputError: a file is missing or damaged, or the matrix is not one of distances between `num_nodes` sensors.
+    """
+    matrix = _load_matrix(matrix_path)
+    if matrix.shape != (num_nodes, num_nodes):
+        raise InputError(
+            f"{matrix_path}: found a matrix of shape {matrix.shape}, expected {(num_nodes, num_nodes)} "
+            f"for {num_nodes} sensors"
+        )
+    faults = (
+        ("not finite", ~np.isfinite(matrix), "finite distances"),
+        ("negative", matrix < 0, "distances of 0 or more"),
+        ("not zero on the diagonal", np.diag(np.diag(matrix)) != 0, "a distance of 0 from a sensor to itself"),
+        ("not symmetric", matrix != matrix.T, "the same distance both ways"),
+    )
+    for found, wrong, expected in faults:
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise InputError(
+                f"{matrix_path}: found entries that are {found}, the first is {matrix[row, column]:g} "
+                f"at row {row}, column {column}; expected {expected}"
+            )
+    return matrix, _load_record(record_path)
+
+
+def _load_matrix(path: Path) -> NDArray[np.float64]:
+    try:
+        with path.open("rb") as handle:
+            matrix = np.lib.format.read_array(handle, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected the DTW matrix that create_dtw.py writes") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: found a damaged file ({error}), expected a matrix in npy format") from None
+    if matrix.dtype.kind != "f":
+        raise InputError(f"{path}: found values of type {matrix.dtype}, expected floating point distances")
+    return matrix.astype(np.float64, copy=False)
+
+
+def _load_record(path: Path) -> DTWRecord:
+    content = load_json(path)
+    names = [field.name for field in fields(DTWRecord)]
+    if not isinstance(content, dict) or sorted(content) != sorted(names):
+        found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: found {found or 'nothing'}, expected the keys {', '.join(names)}")
+    record = DTWRecord(**content)
+    for key, choices in (("method", get_args(Method)), ("rows", get_args(Rows))):
+        if content[key] not in choices:
+            hint = nearest(str(content[key]), choices)
+            raise InputError(f"{path}: key '{key}': found {content[key]!r}, expected {' or '.join(choices)}{hint}")
+    for key, least in (("radius", 0 if record.method == "exact" else 1), ("days", 1)):
+        if type(content[key]) is not int or content[key] < least:
+            raise InputError(f"{path}: key '{key}': found {content[key]!r}, expected a whole number from {least}")
+    if not isinstance(record.fingerprint, str):
+        raise InputError(f"{path}: key 'fingerprint': found {record.fingerprint!r}, expected hexadecimal digits")
+    return record

@@ -1,0 +1,257 @@
+"""A run from its settings to its results: one folder that explains itself, made once and never overwritten."""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.baselines import score_baselines, targets
+from lib.config import Config, load_config
+from lib.data import Prepared, Windows
+from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
+from lib.errors import InputError, nearest
+from lib.files import REPOSITORY_ROOT, fingerprint_arrays, save_json, written_whole
+from lib.preparation import graphs_for, prepared_for
+from lib.reporting import make_figures, metrics_content, print_results, save_log, save_metrics, save_predictions
+from lib.training import BEST, LAST, Trainer, load_checkpoint
+
+EXPERIMENTS = REPOSITORY_ROOT / "experiments"
+SETTINGS = "settings.ini"
+
+Builder = Callable[..., nn.Module]  # model.build.build_model
+Restorer = Callable[[Mapping[str, Any], Mapping[str, Any]], nn.Module]  # model.build.restore_model
+
+
+def create_run_folder(root: Path, config: Config, name: str | None) -> Path:
+    """Make the folder of a new run, `<root>/<dataset>/<name>`, named by variant, seed and time when `name` is None.
+
+    Raises:
+        InputError: there is such a run already, or the name is more than a name.
+    """
+    seed, variant = config.training.seed, config.model.variant
+    chosen = name or f"{variant}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    if Path(chosen).name != chosen or chosen.startswith("."):
+        raise InputError(f"--name: found {chosen!r}, expected a name without '/' that does not start with '.'")
+    parent = root / config.data.dataset_name
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = parent / f"{chosen}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if name is not None:
+                raise InputError(f"--name: found a run in {folder}, expected a new name, or --resume") from None
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    raise InputError(f"{parent}: found 99 runs called {chosen}, expected --name")
+
+
+def describe_environment(config: Config, device: torch.device) -> dict[str, Any]:
+    """Return what a result depends on beside its settings: versions, hardware, seed, commit and command."""
+
+    def git(*arguments: str) -> str:
+        try:
+            command = ["git", "-C", str(REPOSITORY_ROOT), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": config.training.seed,
+        "git_commit": git("rev-parse", "HEAD") or None,
+        "git_changes": bool(git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "pandas", "matplotlib")},
+        "system": platform.platform(),
+        "device": device.type,
+        "hardware": describe_device(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can be looked into: its settings, series and model with the best weights."""
+
+    folder: Path
+    config: Config
+    prepared: Prepared
+    windows: Windows
+    model: nn.Module
+
+
+def _load_settings(folder: Path) -> Config:
+    if not (folder / SETTINGS).exists():
+        siblings = [path.name for path in folder.parent.glob("*") if (path / SETTINGS).exists()]
+        raise InputError(f"{folder}: found no run here ({SETTINGS} is missing){nearest(folder.name, siblings)}")
+    return load_config(folder / SETTINGS)
+
+
+def _matching_prepared(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Prepared:
+    prepared = prepared_for(config)
+    if checkpoint["data_fingerprint"] != prepared.source_fingerprint:
+        series = config.data.graph_signal_matrix_filename
+        raise InputError(f"{series}: found another series than {path} was trained on, expected the same file")
+    return prepared
+
+
+def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
+    """Open a run's best weights.
+
+    Raises:
+        InputError: there is no such run, it has no weights yet, or its series has changed.
+    """
+    config = _load_settings(folder)
+    device = choose_device(device_name)
+    checkpoint = load_checkpoint(folder / BEST)
+    prepared = _matching_prepared(config, checkpoint, folder / BEST)
+    model = restore_model(checkpoint["model"], checkpoint["weights"]).to(device).eval()
+    return Run(folder, config, prepared, Windows(prepared, config.data.num_for_predict, device), model)
+
+
+def start_trainer(config: Config, folder: Path, build_model: Builder, device: torch.device) -> tuple[Trainer, Prepared]:
+    """Prepare the series and the graphs, build the model with its seed, and return its trainer."""
+    configure_cpu(config.runtime.threads)
+    prepared = prepared_for(config)
+    graphs = graphs_for(config, prepared)
+    print(graphs.summary())
+    arguments = model_arguments(config)
+    torch.manual_seed(config.training.seed)
+    tensors = (graphs.similarity, graphs.topology, graphs.laplacian_encoding)
+    model = build_model(*(torch.from_numpy(array) for array in tensors), **arguments)
+    extra = {
+        "model": arguments,
+        "settings": config.to_ini(),
+        "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
+        "sensor_ids": graphs.links.sensor_ids,
+        "data_fingerprint": prepared.source_fingerprint,
+    }
+    return _trainer(model.to(device), prepared, config, folder, extra, device), prepared
+
+
+def resume_trainer(folder: Path, restore_model: Restorer, device_name: str | None) -> tuple[Trainer, Prepared, Config]:
+    """Return the trainer of a run that was broken off, where its last checkpoint left it, on its device or another.
+
+    Raises:
+        InputError: there is no such run, it has no checkpoint yet, or its series has changed.
+    """
+    config = _load_settings(folder)
+    configure_cpu(config.runtime.threads)
+    device = choose_device(device_name or config.runtime.device)
+    checkpoint = load_checkpoint(folder / LAST)
+    prepared = _matching_prepared(config, checkpoint, folder / LAST)
+    model = restore_model(checkpoint["model"], checkpoint["weights"])
+    extra = {key: checkpoint[key] for key in ("model", "settings", "scaling", "sensor_ids", "data_fingerprint")}
+    trainer = _trainer(model.to(device), prepared, config, folder, extra, device)
+    trainer.resume(checkpoint)
+    return trainer, prepared, config
+
+
+def _trainer(
+    model: nn.Module, prepared: Prepared, config: Config, folder: Path, extra: dict[str, Any], device: torch.device
+) -> Trainer:
+    windows = Windows(prepared, config.data.num_for_predict, device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{config.model.variant}: {parameters:,} parameters on {device.type} ({describe_device(device)})")
+
+    def report(history: list[dict[str, Any]]) -> None:
+        save_log(folder, history)
+        print(epoch_line(history[-1]), flush=True)
+
+    return Trainer(model, windows, prepared.label_starts, config.training, folder, extra, report)
+
+
+def epoch_line(entry: Mapping[str, Any]) -> str:
+    """Return what the screen shows of an epoch."""
+    return (
+        f"epoch {entry['epoch']:3d}  {entry['stage']:15s}  train {entry['train_loss']:.4f}  "
+        f"val {entry['val_loss']:.4f}  val MAE {entry['val_mae']:.3f}  {entry['seconds']:.1f} s"
+        f"{'  best' if entry['best'] else ''}"
+    )
+
+
+def dry_run(config: Config, build_model: Builder) -> str:
+    """Train, validate and test on one batch each, keep nothing, and return a line on time and memory."""
+    training = replace(config.training, epochs=1, fine_tune_epochs=1, max_batches=1)
+    device = choose_device(config.runtime.device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _ = start_trainer(replace(config, training=training), Path(folder), build_model, device)
+        trainer.label_starts = {name: starts[: training.batch_size] for name, starts in trainer.label_starts.items()}
+        started = time.perf_counter()
+        trainer.fit()
+        trainer.test()
+    seconds, memory = time.perf_counter() - started, peak_memory(device) / 2**30
+    return (
+        f"dry run: one batch of each stage, of validation and of test in {seconds:.1f} s, peak memory {memory:.2f} GiB"
+    )
+
+
+def describe_run(folder: Path, config: Config, device: torch.device) -> None:
+    """Write the resolved settings and the environment of a new run into its folder."""
+    with written_whole(folder / SETTINGS) as partial:
+        partial.write_text(config.to_ini(), encoding="utf-8")
+    save_json(folder / "environment.json", describe_environment(config, device))
+
+
+def finish_run(trainer: Trainer, prepared: Prepared, config: Config, folder: Path) -> list[Path]:
+    """Train to the end, test the best weights, write and print all results, and return the figures' paths."""
+    trainer.fit()
+    tested = trainer.test()
+    horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
+    baselines = score_baselines(prepared, "test", horizon, config.data.steps_per_day)
+    best = [entry for entry in trainer.progress.history if entry["best"]][-1]
+    assert tested.forecast is not None
+    metrics = {
+        "dataset": config.data.dataset_name,
+        "variant": config.model.variant,
+        "seed": config.training.seed,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "epochs": len(trainer.progress.history),
+        "best_epoch": best["epoch"],
+        "best_val_mae": best["val_mae"],
+        # Two results compare only when their targets are the same.
+        "test_set": {
+            "fingerprint": fingerprint_arrays(prepared.flow, starts, np.array(horizon)),
+            "samples": len(starts),
+            "first_label_start": int(starts[0]),
+            "last_label_start": int(starts[-1]),
+            "horizon": horizon,
+        },
+        "test": metrics_content(tested.errors),
+        "baselines": {name: metrics_content(errors) for name, errors in baselines.items()},
+    }
+    save_predictions(folder, tested.forecast, targets(prepared, starts, horizon), starts)
+    save_metrics(folder, json.loads(json.dumps(metrics)))
+    print_results(metrics, config)
+    return make_figures(folder, config)
+
+
+def model_arguments(config: Config) -> dict[str, Any]:
+    """Return the keyword arguments of `model.build.build_model` that a configuration stands for."""
+    training = config.training
+    return {
+        "variant": config.model.variant,
+        "input_steps": config.input_steps,
+        "horizon": config.data.num_for_predict,
+        "patch_len": config.patch_len,
+        "channels": training.d_model,
+        "layers": training.num_layers,
+        "heads": training.nb_head,
+        "kernel_size": training.kernel_size,
+        "large_kernels": config.model.large_kernels,
+        "dropout": training.dropout,
+    }

@@ -1,0 +1,81 @@
+"""Forecast errors, kept as sums and counts by horizon, so that no batch size can bias them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+METRICS = ("mae", "rmse", "mape", "mae_nonzero", "rmse_nonzero")
+
+Scores = dict[str, float | None]
+
+
+@dataclass
+class ForecastErrors:
+    """Sums of errors over all samples and sensors, each (P,), by horizon.
+
+    MAE and RMSE are over all targets, MAPE (in percent) over the targets that are not 0, as the paper's code has them;
+    `mae_nonzero` and `rmse_nonzero` leave targets of 0 out too, as most other papers do.
+    """
+
+    count: Tensor
+    nonzero_count: Tensor
+    absolute: Tensor
+    squared: Tensor
+    relative: Tensor
+    nonzero_absolute: Tensor
+    nonzero_squared: Tensor
+
+    @classmethod
+    def zero(cls, horizon: int, device: torch.device | None = None) -> "ForecastErrors":
+        """Start with nothing counted, on a device. Sums are float64 where the device has it."""
+        precision = torch.float32 if device is not None and device.type == "mps" else torch.float64
+        return cls(*(torch.zeros(horizon, dtype=precision, device=device) for _ in range(7)))
+
+    def update(self, forecast: Tensor, target: Tensor) -> None:
+        """Count forecasts (B, N, P) of targets (B, N, P), both in raw units."""
+        precision = self.absolute.dtype
+        error = (forecast.to(precision) - target.to(precision)).abs()
+        nonzero = (target != 0).to(precision)
+        over = (0, 1)
+        self.count += error.shape[0] * error.shape[1]
+        self.nonzero_count += nonzero.sum(over)
+        self.absolute += error.sum(over)
+        self.squared += error.square().sum(over)
+        self.relative += (nonzero * error / target.to(precision).abs().clamp_min(1e-30)).sum(over)
+        self.nonzero_absolute += (nonzero * error).sum(over)
+        self.nonzero_squared += (nonzero * error.square()).sum(over)
+
+    def overall(self) -> Scores:
+        """Return the scores over all horizons together, by the names of `METRICS`; None where nothing counted."""
+        return self._scores(*(float(total.sum()) for total in vars(self).values()))
+
+    def by_horizon(self) -> list[Scores]:
+        """Return the scores of each horizon, the first step first."""
+        columns = [total.tolist() for total in vars(self).values()]
+        return [self._scores(*totals) for totals in zip(*columns, strict=True)]
+
+    @staticmethod
+    def _scores(
+        count: float,
+        nonzero_count: float,
+        absolute: float,
+        squared: float,
+        relative: float,
+        nonzero_absolute: float,
+        nonzero_squared: float,
+    ) -> Scores:
+        def mean(total: float, number: float) -> float | None:
+            return total / number if number else None
+
+        def root(value: float | None) -> float | None:
+            return None if value is None else value**0.5
+
+        relative_mean = mean(relative, nonzero_count)
+        return {
+            "mae": mean(absolute, count),
+            "rmse": root(mean(squared, count)),
+            "mape": None if relative_mean is None else 100 * relative_mean,
+            "mae_nonzero": mean(nonzero_absolute, nonzero_count),
+            "rmse_nonzero": root(mean(nonzero_squared, nonzero_count)),
+        }

@@ -1,0 +1,279 @@
+"""The engine: two stages of training, validation through the rollout, checkpoints, and the test of the best weights.
+
+It owns the loop and all of its state. Of a model it needs `model(series, values)`, the forecast (B, N, P) of the series
+(B, N, L) under teacher forcing, and `model.rollout(series, start)`, the forecast from a start value (B, N) alone.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lib.config import TrainingConfig
+from lib.data import Batch, Windows
+from lib.errors import InputError
+from lib.files import written_whole
+from lib.metrics import ForecastErrors
+
+CHECKPOINT_FORMAT = 1
+LAST, BEST = "last.pt", "best.pt"
+FINE_TUNING_SHARE = 0.1  # of the learning rate, in stage 2
+
+
+class Stage(NamedTuple):
+    """One of the two stages: how many epochs, at which learning rate, and what the decoder is fed."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    through_rollout: bool
+
+
+def stages(config: TrainingConfig) -> tuple[Stage, Stage]:
+    """Return both stages: teacher forcing, then fine-tuning through the rollout."""
+    return (
+        Stage("teacher forcing", config.epochs, config.learning_rate, through_rollout=False),
+        Stage("fine-tuning", config.fine_tune_epochs, config.learning_rate * FINE_TUNING_SHARE, through_rollout=True),
+    )
+
+
+@dataclass
+class Progress:
+    """How far training has come; with the weights and the optimiser, all there is to go on from."""
+
+    stage: int = 0  # index into the stages
+    epoch: int = 0  # finished epochs of that stage
+    best_loss: float = math.inf
+    epochs_without_better: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+
+
+class Evaluation(NamedTuple):
+    """What a pass over a split gave: the mean loss on scaled values, errors in raw units, and maybe the forecasts."""
+
+    loss: float
+    errors: ForecastErrors
+    forecast: NDArray[np.float32] | None  # (samples, N, P), raw units
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: tensors and plain values only.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a checkpoint of this project.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected a checkpoint") from None
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({reason})") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
+        found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}")
+    return checkpoint
+
+
+def rollout(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the model's own forecast of a batch, (B, N, P) scaled, fed nothing but its start values."""
+    forecast: Tensor = model.rollout(batch.series, batch.start)  # type: ignore[operator]
+    return forecast
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    windows: Windows,
+    label_starts: NDArray[np.int64],
+    batch_size: int,
+    description: str,
+    keep_forecast: bool = False,
+) -> Evaluation:
+    """Forecast all samples through the rollout, and score them.
+
+    Args:
+        model: is put into evaluation mode.
+        windows: of the series.
+        label_starts: (samples,), the samples.
+        batch_size: has no influence on the result.
+        description: the name of the progress bar.
+        keep_forecast: whether to return the forecasts too.
+    """
+    model.eval()
+    horizon = len(windows.target_offsets)
+    errors = ForecastErrors.zero(horizon, windows.device)
+    absolute, count = torch.zeros_like(errors.absolute[0]), 0
+    forecasts = []
+    with tqdm(total=len(label_starts), desc=description, unit="sample", leave=False, disable=None) as bar:
+        for batch in windows.batches(label_starts, batch_size):
+            scaled = rollout(model, batch)
+            absolute += (scaled - batch.target).abs().sum(dtype=absolute.dtype)
+            count += batch.target.numel()
+            forecast = windows.scaling.to_raw(scaled)
+            errors.update(forecast, batch.flow)
+            if keep_forecast:
+                forecasts.append(forecast.float().cpu())
+            bar.update(len(batch.series))
+    kept = torch.cat(forecasts).numpy() if keep_forecast else None
+    return Evaluation(absolute.item() / count, errors, kept)
+
+
+class Trainer:
+    """Trains a model in a folder, where it keeps its checkpoints, and goes on from them.
+
+    Args:
+        model: on the windows' device.
+        windows: of the series.
+        label_starts: of each split.
+        config: settings of the training.
+        folder: where `last.pt` (all there is to go on from) and `best.pt` (the best weights so far) are kept.
+        extra: plain values and tensors that both checkpoints carry along, for whoever loads them.
+        report: called after each epoch with the entries of all epochs so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        windows: Windows,
+        label_starts: Mapping[str, NDArray[np.int64]],
+        config: TrainingConfig,
+        folder: Path,
+        extra: Mapping[str, Any],
+        report: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        self.model, self.windows, self.label_starts = model, windows, label_starts
+        self.config, self.folder, self.extra, self.report = config, folder, extra, report
+        self.stages = stages(config)
+        self.progress = Progress()
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.model.parameters(), lr=self.stages[self.progress.stage].learning_rate)
+
+    def resume(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from a `last.pt` that was loaded, whose weights the model has.
+
+        Raises:
+            InputError: the checkpoint does not fit the model.
+        """
+        try:
+            self.progress = Progress(**checkpoint["progress"])
+            self.optimizer = self._new_optimizer()
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self.folder / LAST}: does not fit its run: {error}") from None
+
+    def fit(self) -> None:
+        """Train both stages from where progress stands, with a checkpoint after every epoch."""
+        while True:
+            stage = self.stages[self.progress.stage]
+            patience = self.config.patience
+            stalled = bool(patience) and self.progress.epochs_without_better >= patience
+            if self.progress.epoch < stage.epochs and not stalled:
+                self._run_epoch(stage)
+            elif self.progress.stage + 1 < len(self.stages):
+                self._start_next_stage()
+            else:
+                return
+
+    def _start_next_stage(self) -> None:
+        """Take the best weights so far into the next stage, with a fresh optimiser."""
+        self.progress.stage += 1
+        self.progress.epoch = 0
+        self.progress.epochs_without_better = 0
+        if (self.folder / BEST).exists():
+            self.model.load_state_dict(load_checkpoint(self.folder / BEST)["weights"])
+        self.optimizer = self._new_optimizer()
+
+    def _run_epoch(self, stage: Stage) -> None:
+        progress = self.progress
+        number = len(progress.history) + 1
+        started = time.perf_counter()
+        train_loss = self._train_epoch(stage, number)
+        if not math.isfinite(train_loss):
+            raise InputError(
+                f"epoch {number}: found a training loss of {train_loss}, expected a finite one: lower learning_rate or "
+                f"set clip_grad_norm; {self.folder / LAST} keeps the epoch before"
+            )
+        validated = evaluate(
+            self.model, self.windows, self.label_starts["val"], self.config.batch_size, f"epoch {number} validation"
+        )
+        better = validated.loss < progress.best_loss
+        progress.epoch += 1
+        progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
+        if better:
+            progress.best_loss = validated.loss
+        progress.history.append(
+            {
+                "epoch": number,
+                "stage": stage.name,
+                "learning_rate": stage.learning_rate,
+                "train_loss": train_loss,
+                "val_loss": validated.loss,
+                **{f"val_{name}": value for name, value in validated.errors.overall().items()},
+                "best": better,
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+        )
+        if better:
+            self._save(BEST, {})
+        self._save(LAST, {"optimizer": self.optimizer.state_dict()})
+        self.report(progress.history)
+
+    def _train_epoch(self, stage: Stage, number: int) -> float:
+        """Train one epoch and return its mean loss. Its order and dropout depend on seed and number alone."""
+        torch.manual_seed(self.config.seed * 100_003 + number)
+        starts = torch.from_numpy(self.label_starts["train"])
+        order = starts[torch.randperm(len(starts))]
+        if self.config.max_batches:
+            order = order[: self.config.max_batches * self.config.batch_size]
+        self.model.train()
+        total = torch.zeros((), device=self.windows.device)
+        with tqdm(
+            total=len(order), desc=f"epoch {number} {stage.name}", unit="sample", leave=False, disable=None
+        ) as bar:
+            for batch in self.windows.batches(order, self.config.batch_size):
+                loss = self._step(stage, batch)
+                total += loss * len(batch.series)
+                bar.update(len(batch.series))
+                if not bar.disable and bar.n == bar.last_print_n:  # only when the bar is drawn: .item() waits
+                    bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        return total.item() / len(order)
+
+    def _step(self, stage: Stage, batch: Batch) -> Tensor:
+        """Take one step of the optimiser and return the loss, still on the device."""
+        forecast = rollout(self.model, batch) if stage.through_rollout else self.model(batch.series, batch.teacher)
+        loss = F.l1_loss(forecast, batch.target)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _save(self, name: str, state: Mapping[str, Any]) -> None:
+        checkpoint = {
+            "format": CHECKPOINT_FORMAT,
+            **self.extra,
+            "weights": self.model.state_dict(),
+            "progress": asdict(self.progress),
+            **state,
+        }
+        with written_whole(self.folder / name) as partial:
+            torch.save(checkpoint, partial)
+
+    def test(self) -> Evaluation:
+        """Score the best weights on the test split, keeping the forecasts."""
+        self.model.load_state_dict(load_checkpoint(self.folder / BEST)["weights"])
+        starts = self.label_starts["test"]
+        return evaluate(self.model, self.windows, starts, self.config.batch_size, "test", keep_forecast=True)

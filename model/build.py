@@ -1,0 +1,26 @@
+"""Which variants there are, and the one way to a network: from plain arguments, or from what a checkpoint kept."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from model.dtg_lknet import DTGLKNet
+from model.released import ReleasedDTGLKNet
+
+VARIANTS: dict[str, type[DTGLKNet]] = {"described": DTGLKNet, "released": ReleasedDTGLKNet}
+
+
+def build_model(
+    similarity_mask: Tensor, topology_mask: Tensor, laplacian_encoding: Tensor, *, variant: str, **sizes: Any
+) -> DTGLKNet:
+    """Build a variant of the network on its graphs; `sizes` are the keyword arguments of `DTGLKNet`."""
+    return VARIANTS[variant](similarity_mask, topology_mask, laplacian_encoding, **sizes)
+
+
+def restore_model(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DTGLKNet:
+    """Build the network whose keyword arguments and state dict a checkpoint kept; the graphs are among the weights."""
+    graphs = (weights[name] for name in ("similarity_mask", "topology_mask", "laplacian_encoding"))
+    model = build_model(*graphs, **arguments)
+    model.load_state_dict(weights)
+    return model

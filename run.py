@@ -1,0 +1,87 @@
+"""Train DTG-LKNet, test its best weights, and write all results into a folder of their own."""
+
+import argparse
+from pathlib import Path
+
+from lib.config import Config, load_config
+from lib.devices import choose_device
+from lib.errors import InputError, run_script
+from lib.experiments import (
+    EXPERIMENTS,
+    create_run_folder,
+    describe_run,
+    dry_run,
+    finish_run,
+    resume_trainer,
+    start_trainer,
+)
+from model.build import build_model, restore_model
+
+EXAMPLES = """examples:
+  python run.py --config configurations/PEMS04.conf --seed 1
+  python run.py --config configurations/PEMS04.conf --set Training.batch_size=8 --name small-batches
+  python run.py --config configurations/PEMS04.conf --dry-run
+  python run.py --resume experiments/PEMS04/small-batches
+"""
+SETTING_FLAGS = {"seed": "Training.seed", "epochs": "Training.epochs", "fine_tune_epochs": "Training.fine_tune_epochs"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        InputError: a flag that starts a new run is given with --resume.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, help="INI file of the data set: start a new run")
+    source.add_argument("--resume", type=Path, metavar="DIR", help="run folder: go on from its last finished epoch")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
+    parser.add_argument("--seed", help="seed of weights, order and dropout (default: the INI's, or 0)")
+    parser.add_argument("--epochs", help="epochs of stage 1, teacher forcing")
+    parser.add_argument("--fine-tune-epochs", help="epochs of stage 2, through the rollout")
+    parser.add_argument("--device", help="auto, cpu, cuda or mps (default: the INI's, or auto)")
+    parser.add_argument("--name", help="name of the run's folder (default: variant, seed and time)")
+    parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
+    parser.add_argument("--dry-run", action="store_true", help="one batch of everything; keeps nothing")
+    arguments = parser.parse_args()
+    for flag in ("set", "seed", "epochs", "fine_tune_epochs", "name", "dry_run"):
+        if arguments.resume and getattr(arguments, flag):
+            raise InputError(f"--resume: found --{flag.replace('_', '-')} too, expected the run's own settings alone")
+    return arguments
+
+
+def read_config(arguments: argparse.Namespace) -> Config:
+    """Read the INI file; a flag is a setting said otherwise, and is checked like one."""
+    flags = {**SETTING_FLAGS, "device": "Runtime.device"}
+    changed = [f"{key}={getattr(arguments, flag)}" for flag, key in flags.items() if getattr(arguments, flag)]
+    config = load_config(arguments.config, [*arguments.set, *changed])
+    for notice in config.notices:
+        print(notice)
+    return config
+
+
+def main() -> None:
+    """Start or resume a run, or try one out."""
+    arguments = parse_arguments()
+    if arguments.resume:
+        folder = arguments.resume.resolve()
+        trainer, prepared, config = resume_trainer(folder, restore_model, arguments.device)
+    else:
+        config = read_config(arguments)
+        if arguments.dry_run:
+            print(dry_run(config, build_model))
+            return
+        device = choose_device(config.runtime.device)
+        folder = create_run_folder(arguments.output, config, arguments.name)
+        describe_run(folder, config, device)
+        trainer, prepared = start_trainer(config, folder, build_model, device)
+    print(f"run folder: {folder}")
+    figures = finish_run(trainer, prepared, config, folder)
+    print("\nfigures:", *figures, sep="\n  ")
+
+
+if __name__ == "__main__":
+    run_script(main)

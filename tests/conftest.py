@@ -1,0 +1,84 @@
+"""Small data sets on disk, in PEMS format, for every test that needs one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib.files import REPOSITORY_ROOT
+
+REFERENCE = Path(__file__).parent / "reference"
+REAL_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tests are small: threads cost more than they give, and one thread gives the same bits everywhere."""
+    torch.set_num_threads(1)
+
+
+DatasetMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> DatasetMaker:
+    """Give a function that writes a series, its links and a configuration, and returns the configuration's path."""
+
+    def make(
+        data: np.ndarray | None = None,
+        name: str = "TINY",
+        weeks: int = 0,
+        days: int = 1,
+        hours: int = 2,
+        horizon: int = 3,
+        points_per_hour: int = 2,
+        batch_size: int = 16,
+        epochs: int = 1,
+        fine_tune_epochs: int = 1,
+        extra: str = "",
+    ) -> Path:
+        data = tiny_series() if data is None else data
+        folder = tmp_path / name
+        folder.mkdir()
+        np.savez(folder / f"{name}.npz", data=data)
+        links = "".join(f"{i},{i + 1},1.0\n" for i in range(data.shape[1] - 1))
+        (folder / f"{name}.csv").write_text("from,to,cost\n" + links)
+        config = tmp_path / f"{name}.conf"
+        config.write_text(
+            f"""[Data]
+adj_filename = {folder / name}.csv
+graph_signal_matrix_filename = {folder / name}.npz
+num_of_vertices = {data.shape[1]}
+points_per_hour = {points_per_hour}
+num_for_predict = {horizon}
+dataset_name = {name}
+
+[Training]
+batch_size = {batch_size}
+num_of_weeks = {weeks}
+num_of_days = {days}
+num_of_hours = {hours}
+epochs = {epochs}
+fine_tune_epochs = {fine_tune_epochs}
+learning_rate = 0.003
+dropout = 0.0
+kernel_size = 3
+num_layers = 1
+d_model = 8
+nb_head = 2
+{extra}"""
+        )
+        return config
+
+    return make
+
+
+def tiny_series(days: int = 8, sensors: int = 5, steps_per_day: int = 48, seed: int = 0) -> np.ndarray:
+    """Return a daily rhythm with noise, (days * steps_per_day, sensors, 1), at 30-minute steps."""
+    draw = np.random.default_rng(seed)
+    step = np.arange(days * steps_per_day)[:, None]
+    phase = draw.uniform(0, 2 * np.pi, sensors)
+    rhythm = 100 + 60 * np.sin(2 * np.pi * step / steps_per_day + phase)
+    return (rhythm + draw.normal(0, 8, rhythm.shape)).clip(0)[:, :, None]
