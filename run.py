@@ -4,17 +4,8 @@ import argparse
 from pathlib import Path
 
 from lib.config import Config, load_config
-from lib.devices import choose_device
 from lib.errors import InputError, run_script
-from lib.experiments import (
-    EXPERIMENTS,
-    create_run_folder,
-    describe_run,
-    dry_run,
-    finish_run,
-    resume_trainer,
-    start_trainer,
-)
+from lib.experiments import EXPERIMENTS, dry_run, finish_experiment, resume_experiment, start_experiment
 from model.build import build_model, restore_model
 
 EXAMPLES = """examples:
@@ -67,19 +58,15 @@ def main() -> None:
     """Start or resume a run, or try one out."""
     arguments = parse_arguments()
     if arguments.resume:
-        folder = arguments.resume.resolve()
-        trainer, prepared, config = resume_trainer(folder, restore_model, arguments.device)
+        experiment = resume_experiment(arguments.resume.resolve(), restore_model, arguments.device)
     else:
         config = read_config(arguments)
         if arguments.dry_run:
             print(dry_run(config, build_model))
             return
-        device = choose_device(config.runtime.device)
-        folder = create_run_folder(arguments.output, config, arguments.name)
-        describe_run(folder, config, device)
-        trainer, prepared = start_trainer(config, folder, build_model, device)
-    print(f"run folder: {folder}")
-    figures = finish_run(trainer, prepared, config, folder)
+        experiment = start_experiment(config, arguments.output, arguments.name, build_model)
+    print(f"run folder: {experiment.folder}")
+    figures = finish_experiment(experiment)
     print("\nfigures:", *figures, sep="\n  ")
 
 

@@ -21,11 +21,9 @@ def choose_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, there in available.items() if there))
-    if not available[name]:
+    if not available.get(name):
         there = ", ".join(device for device, found in available.items() if found)
-        raise InputError(
-            f"[Runtime] device: found {name}, which PyTorch {torch.__version__} lacks here, expected {there}"
-        )
+        raise InputError(f"[Runtime] device: found {name}, expected what PyTorch {torch.__version__} has here: {there}")
     return torch.device(name)
 
 

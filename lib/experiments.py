@@ -1,6 +1,5 @@
 """A run from its settings to its results: one folder that explains itself, made once and never overwritten."""
 
-import json
 import platform
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, save_json, written_whole
-from lib.preparation import graphs_for, prepared_for
+from lib.preparation import graphs_for, links_for, prepared_for
 from lib.reporting import make_figures, metrics_content, print_results, save_log, save_metrics, save_predictions
 from lib.training import BEST, LAST, Trainer, load_checkpoint
 
@@ -116,6 +115,7 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
         InputError: there is no such run, it has no weights yet, or its series has changed.
     """
     config = _load_settings(folder)
+    configure_cpu(config.runtime.threads)
     device = choose_device(device_name)
     checkpoint = load_checkpoint(folder / BEST)
     prepared = _matching_prepared(config, checkpoint, folder / BEST)
@@ -123,12 +123,31 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
     return Run(folder, config, prepared, Windows(prepared, config.data.num_for_predict, device), model)
 
 
-def start_trainer(config: Config, folder: Path, build_model: Builder, device: torch.device) -> tuple[Trainer, Prepared]:
-    """Prepare the series and the graphs, build the model with its seed, and return its trainer."""
+@dataclass(frozen=True)
+class Experiment:
+    """A run on its way: its folder, settings and series, and the trainer that takes it to its end."""
+
+    folder: Path
+    config: Config
+    prepared: Prepared
+    trainer: Trainer
+
+
+def start_experiment(config: Config, root: Path, name: str | None, build_model: Builder) -> Experiment:
+    """Prepare series and graphs, make the folder of a new run, and build the model with its seed.
+
+    Raises:
+        InputError: any input is not as it should be; there is no folder then.
+    """
     configure_cpu(config.runtime.threads)
+    device = choose_device(config.runtime.device)
+    links = links_for(config)
     prepared = prepared_for(config)
-    graphs = graphs_for(config, prepared)
+    graphs = graphs_for(config, prepared, links)
     print(graphs.summary())
+    folder = create_run_folder(root, config, name)
+    describe_run(folder, config, device)
+
     arguments = model_arguments(config)
     torch.manual_seed(config.training.seed)
     tensors = (graphs.similarity, graphs.topology, graphs.laplacian_encoding)
@@ -137,14 +156,14 @@ def start_trainer(config: Config, folder: Path, build_model: Builder, device: to
         "model": arguments,
         "settings": config.to_ini(),
         "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
-        "sensor_ids": graphs.links.sensor_ids,
+        "sensor_ids": links.sensor_ids,
         "data_fingerprint": prepared.source_fingerprint,
     }
-    return _trainer(model.to(device), prepared, config, folder, extra, device), prepared
+    return Experiment(folder, config, prepared, _trainer(model, prepared, config, folder, extra, device))
 
 
-def resume_trainer(folder: Path, restore_model: Restorer, device_name: str | None) -> tuple[Trainer, Prepared, Config]:
-    """Return the trainer of a run that was broken off, where its last checkpoint left it, on its device or another.
+def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | None) -> Experiment:
+    """Return a run that was broken off, where its last checkpoint left it, on its own device or another.
 
     Raises:
         InputError: there is no such run, it has no checkpoint yet, or its series has changed.
@@ -156,15 +175,14 @@ def resume_trainer(folder: Path, restore_model: Restorer, device_name: str | Non
     prepared = _matching_prepared(config, checkpoint, folder / LAST)
     model = restore_model(checkpoint["model"], checkpoint["weights"])
     extra = {key: checkpoint[key] for key in ("model", "settings", "scaling", "sensor_ids", "data_fingerprint")}
-    trainer = _trainer(model.to(device), prepared, config, folder, extra, device)
+    trainer = _trainer(model, prepared, config, folder, extra, device)
     trainer.resume(checkpoint)
-    return trainer, prepared, config
+    return Experiment(folder, config, prepared, trainer)
 
 
 def _trainer(
     model: nn.Module, prepared: Prepared, config: Config, folder: Path, extra: dict[str, Any], device: torch.device
 ) -> Trainer:
-    windows = Windows(prepared, config.data.num_for_predict, device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{config.model.variant}: {parameters:,} parameters on {device.type} ({describe_device(device)})")
 
@@ -172,7 +190,8 @@ def _trainer(
         save_log(folder, history)
         print(epoch_line(history[-1]), flush=True)
 
-    return Trainer(model, windows, prepared.label_starts, config.training, folder, extra, report)
+    windows = Windows(prepared, config.data.num_for_predict, device)
+    return Trainer(model.to(device), windows, prepared.label_starts, config.training, folder, extra, report)
 
 
 def epoch_line(entry: Mapping[str, Any]) -> str:
@@ -187,17 +206,14 @@ def epoch_line(entry: Mapping[str, Any]) -> str:
 def dry_run(config: Config, build_model: Builder) -> str:
     """Train, validate and test on one batch each, keep nothing, and return a line on time and memory."""
     training = replace(config.training, epochs=1, fine_tune_epochs=1, max_batches=1)
-    device = choose_device(config.runtime.device)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = start_trainer(replace(config, training=training), Path(folder), build_model, device)
+    with tempfile.TemporaryDirectory() as root:
+        trainer = start_experiment(replace(config, training=training), Path(root), "dry-run", build_model).trainer
         trainer.label_starts = {name: starts[: training.batch_size] for name, starts in trainer.label_starts.items()}
         started = time.perf_counter()
         trainer.fit()
         trainer.test()
-    seconds, memory = time.perf_counter() - started, peak_memory(device) / 2**30
-    return (
-        f"dry run: one batch of each stage, of validation and of test in {seconds:.1f} s, peak memory {memory:.2f} GiB"
-    )
+    seconds, memory = time.perf_counter() - started, peak_memory(trainer.windows.device) / 2**30
+    return f"dry run, one batch of each stage, validation and test: {seconds:.1f} s, peak memory {memory:.2f} GiB"
 
 
 def describe_run(folder: Path, config: Config, device: torch.device) -> None:
@@ -207,8 +223,9 @@ def describe_run(folder: Path, config: Config, device: torch.device) -> None:
     save_json(folder / "environment.json", describe_environment(config, device))
 
 
-def finish_run(trainer: Trainer, prepared: Prepared, config: Config, folder: Path) -> list[Path]:
+def finish_experiment(experiment: Experiment) -> list[Path]:
     """Train to the end, test the best weights, write and print all results, and return the figures' paths."""
+    trainer, prepared, config = experiment.trainer, experiment.prepared, experiment.config
     trainer.fit()
     tested = trainer.test()
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
@@ -234,10 +251,10 @@ def finish_run(trainer: Trainer, prepared: Prepared, config: Config, folder: Pat
         "test": metrics_content(tested.errors),
         "baselines": {name: metrics_content(errors) for name, errors in baselines.items()},
     }
-    save_predictions(folder, tested.forecast, targets(prepared, starts, horizon), starts)
-    save_metrics(folder, json.loads(json.dumps(metrics)))
+    save_predictions(experiment.folder, tested.forecast, targets(prepared, starts, horizon), starts)
+    save_metrics(experiment.folder, metrics)
     print_results(metrics, config)
-    return make_figures(folder, config)
+    return make_figures(experiment.folder, config)
 
 
 def model_arguments(config: Config) -> dict[str, Any]:

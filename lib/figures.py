@@ -125,3 +125,59 @@ def forecast_against_truth(
     axes.set_title(f"sensor {sensor}, test split")
     axes.legend(frameon=False, ncols=4)
     return figure
+
+
+def receptive_field_map(
+    picture: NDArray[np.float64],
+    decades: int,
+    sensors: NDArray[np.int64] | None,
+    hops: NDArray[np.float64],
+    segments: Sequence[str],
+    token_steps: tuple[int, int],
+    title: str,
+) -> Figure:
+    """Draw how much each input contributes to one token.
+
+    Args:
+        picture: (rows, L) on a logarithmic scale, 1 the largest contribution and 0 that many `decades` below it or
+            less; NaN, drawn grey, where there is none at all.
+        decades: powers of ten from 0 to 1.
+        sensors: (rows,), the sensor of each row, nearest first; None labels no row.
+        hops: (rows,), links from the token's sensor to the row's; lines part rows of different ones.
+        segments: names of the parts of equal length that the input consists of.
+        token_steps: the input steps, first and behind the last, at which the token stands.
+        title: of the figure.
+    """
+    rows, steps = picture.shape
+    height = 0.5 + 0.17 * rows  # of the picture, in inches
+    figure, axes = new_figure(9.0, height + 1.3)
+    axes.set_facecolor("lightgrey")
+    image = axes.imshow(picture, cmap="viridis", vmin=0, vmax=1, aspect="auto", extent=(0, steps, rows, 0))
+    bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=max(5.0, 0.7 * rows))
+    ticks = range(decades + 1)
+    bar.set_ticks([1 - tick / decades for tick in ticks], labels=["1", *(f"$10^{{-{tick}}}$" for tick in ticks[1:])])
+    bar.set_label("contribution, of the\nlargest (grey: none)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+    length = steps / len(segments)
+    axes.vlines(length * np.arange(1, len(segments)), 0, rows, color="white", linewidth=0.8)
+    axes.set_xticks(length * (np.arange(len(segments)) + 0.5), segments)
+    axes.tick_params(axis="x", length=0, labelsize=8, rotation=90 if len(segments) > 14 else 0)
+    axes.set_xlabel(
+        f"input: {steps} steps, in segments of one hour named by their distance from the forecast", fontsize=9
+    )
+    axes.set_yticks([])
+    if sensors is not None:
+        names = ["no road" if np.isinf(count) else f"{count:g}" for count in hops]
+        labels = [f"{sensor} ({name})" for sensor, name in zip(sensors, names, strict=True)]
+        axes.set_yticks(np.arange(rows) + 0.5, labels, fontsize=7)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylabel("sensor (hops)", fontsize=9)
+        axes.hlines(1 + np.flatnonzero(hops[1:] != hops[:-1]), 0, steps, color="white", linewidth=0.8)
+    above = 1 + 0.08 / height
+    transform = axes.get_xaxis_transform()
+    marker = axes.hlines(above, *token_steps, transform=transform, color=COLOURS[1], linewidth=4)
+    marker.set_clip_on(False)
+    axes.text(token_steps[1] + 1, above, "centre token", transform=transform, color=COLOURS[1], fontsize=8, va="center")
+    axes.set_title(title, pad=16, fontsize=11)
+    return figure

@@ -82,11 +82,11 @@ def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
     return make_distance(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)[0]
 
 
-def graphs_for(config: Config, prepared: Prepared) -> Graphs:
+def graphs_for(config: Config, prepared: Prepared, links: Links) -> Graphs:
     """Build the graphs that [Graph] asks for."""
     graph = config.graph
     return build_graphs(
-        links_for(config),
+        links,
         distance_for(config, prepared),
         config.data.num_of_vertices,
         config.training.d_model,

@@ -1,0 +1,68 @@
+"""Draw the effective receptive field of a trained run: which inputs move the centre token of a layer."""
+
+import argparse
+from pathlib import Path
+
+from lib.errors import run_script
+from lib.experiments import open_run
+from lib.graphs import adjacency_matrix, hop_distances
+from lib.preparation import links_for, window_shape
+from lib.receptive_field import choose_nodes, evenly_spaced, receptive_field, save_receptive_field, summary
+from model.build import restore_model
+
+
+EXAMPLES = """examples:
+  python erf_conv.py --run experiments/PEMS04/described-seed1
+  python erf_conv.py --run experiments/PEMS04/described-seed1 --layer encoder.0.temporal --node 17
+  python erf_conv.py --run experiments/PEMS04/described-seed1 --layer front_end.blocks.0 --node all --samples 200
+
+By default two pictures are made: of the large kernels' output (front_end), and of the encoder's last layer, before the
+LayerNorm that would hide the mean over channels. A layer is any module that the encoder runs and whose output has the axes (batch, node, token, channel).
+Written into the run's folder: erf_<layer>.npz, figures/erf_<layer>.png and .pdf, in place of older ones.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    parser.add_argument("--layer", metavar="NAME", help="dotted name of a module (default: two pictures, see below)")
+    parser.add_argument(
+        "--samples", type=int, default=50, metavar="K", help="samples, spread over the test split (default: 50)"
+    )
+    parser.add_argument(
+        "--node",
+        default="center",
+        metavar="center|all|INDEX",
+        help="the sensor: the road graph's centre (default), the mean of all, or a position",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compute, print and draw the receptive field of each layer asked for."""
+    arguments = parse_arguments()
+    run = open_run(arguments.run.resolve(), restore_model, arguments.device)
+    config = run.config
+    hops = hop_distances(adjacency_matrix(links_for(config), config.data.num_of_vertices))
+    nodes = choose_nodes(arguments.node, hops)
+    label_starts = evenly_spaced(run.prepared.label_starts["test"], arguments.samples)
+    segments = [name for name, _ in window_shape(config).segments]
+    default = ("front_end", f"encoder.{config.training.num_layers - 1}")
+    for layer in (arguments.layer,) if arguments.layer else default:
+        field = receptive_field(
+            run.model, layer, run.windows, label_starts, nodes, hops, batch_size=config.training.batch_size
+        )
+        print(summary(field, segments))
+        if field.contribution.any():
+            written = save_receptive_field(run.folder, field, run.prepared.offsets, segments)
+            print("  wrote", *written, sep="\n    ")
+
+
+if __name__ == "__main__":
+    run_script(main)

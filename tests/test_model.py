@@ -1,0 +1,322 @@
+"""Properties that hold for any weights, and forms that must be equal."""
+
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.config import ModelConfig
+from model.attention import SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution, TokenConvolution
+from model.build import VARIANTS, build_model, restore_model
+from model.deformable_patches import DeformablePatches
+from model.dtg_lknet import DTGLKNet, sinusoidal_encoding
+from model.large_kernels import LargeKernelBlock
+
+SIZES = {"input_steps": 24, "horizon": 4, "patch_len": 4, "channels": 16, "layers": 2, "heads": 4}
+
+
+def random_graphs(num_nodes: int, encoding_channels: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    masks = []
+    for _ in range(2):
+        mask = torch.rand(num_nodes, num_nodes) < 0.4
+        masks.append(mask | mask.T | torch.eye(num_nodes, dtype=torch.bool))
+    return masks[0], masks[1], torch.randn(num_nodes, encoding_channels)
+
+
+def random_model(num_nodes: int = 6, variant: str = "described", **sizes: int) -> DTGLKNet:
+    """Build a model with all weights drawn, also those that start at zero, and BatchNorm statistics of its own."""
+    model = build_model(*random_graphs(num_nodes), variant=variant, **{**SIZES, **sizes})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def random_inputs(model: DTGLKNet, batch: int = 2) -> tuple[Tensor, Tensor]:
+    num_nodes = len(model.laplacian_encoding)
+    return torch.randn(batch, num_nodes, model.front_end.patches.input_steps), torch.randn(
+        batch, num_nodes, model.horizon
+    )
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(7)
+
+
+def rollout_by_decoding_anew(model: DTGLKNet, series: Tensor, start: Tensor) -> Tensor:
+    """The specification of a rollout: the sequence so far is decoded from its beginning at every step."""
+    memory = model.encode(series)
+    values = start.unsqueeze(-1)
+    for _ in range(model.horizon):
+        forecast = model.decode(values, memory)
+        values = torch.cat([start.unsqueeze(-1), forecast], dim=-1)
+    return forecast
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_rollout_equals_decoding_anew(variant: str) -> None:
+    model = random_model(variant=variant)
+    series, values = random_inputs(model)
+    expected = rollout_by_decoding_anew(model, series, values[:, :, 0])
+    torch.testing.assert_close(model.rollout(series, values[:, :, 0]), expected, atol=1e-5, rtol=0)
+
+
+def test_rollout_has_the_gradients_of_decoding_anew() -> None:
+    model = random_model()
+    series, values = random_inputs(model)
+    gradients = []
+    for rollout in (DTGLKNet.rollout, rollout_by_decoding_anew):
+        model.zero_grad()
+        rollout(model, series, values[:, :, 0]).square().mean().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@torch.no_grad()
+def test_the_decoder_cannot_see_the_future() -> None:
+    model = random_model()
+    series, values = random_inputs(model)
+    before = model(series, values)
+    for step in range(1, model.horizon):
+        changed = values.clone()
+        changed[:, :, step:] += torch.randn_like(changed[:, :, step:])
+        after = model(series, changed)
+        torch.testing.assert_close(after[:, :, :step], before[:, :, :step], atol=1e-6, rtol=0)
+        assert not torch.allclose(after[:, :, step], before[:, :, step])
+
+
+def test_every_parameter_receives_a_gradient() -> None:
+    model = random_model().train()
+    series, values = random_inputs(model, batch=4)
+    F.l1_loss(model(series, values), torch.randn(values.shape)).backward()
+    # The BatchNorm that follows subtracts any bias that is the same for all samples and tokens.
+    cancelled = {f"front_end.blocks.{i}.contract.bias" for i in range(6)}
+    for name, parameter in model.named_parameters():
+        largest = parameter.grad.abs().max().item()
+        assert (largest < 1e-5) if name in cancelled else (largest > 1e-7), f"{name}: {largest}"
+
+
+def test_a_short_training_moves_what_the_released_code_never_trains() -> None:
+    model = build_model(*random_graphs(6), variant="described", **SIZES)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    target = torch.randn(4, 6, 4)
+    series = torch.cat([torch.randn(4, 6, 20), target], dim=-1)
+    for _ in range(10):
+        loss = F.l1_loss(model(series, series[:, :, -4:]), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = dict(model.named_parameters())
+    for name in before:
+        moved = (after[name] - before[name]).abs().max().item()
+        if "contract.bias" not in name:  # cancelled by BatchNorm
+            assert moved > 1e-4, f"{name} moved by {moved}"
+    patches = model.front_end.patches
+    regular = patches.centres[:, None] + torch.linspace(-1.5, 1.5, 4)
+    assert (patches.positions(series) - regular).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_permuting_the_sensors_with_their_graphs_permutes_the_forecast() -> None:
+    model = random_model()
+    series, values = random_inputs(model)
+    order = torch.randperm(6)
+    state = model.state_dict()
+    permuted = {**state, "laplacian_encoding": state["laplacian_encoding"][order]}
+    for mask in ("similarity_mask", "topology_mask"):
+        permuted[mask] = state[mask][order][:, order]
+    other = random_model()
+    other.load_state_dict(permuted)
+    torch.testing.assert_close(other(series[:, order], values[:, order]), model(series, values)[:, order])
+    start = values[:, :, 0]
+    torch.testing.assert_close(other.rollout(series[:, order], start[:, order]), model.rollout(series, start)[:, order])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("num_nodes", "input_steps", "patch_len", "horizon"),
+    [(1, 4, 4, 1), (2, 24, 4, 3), (5, 12, 12, 6), (3, 144, 12, 12), (3, 36, 12, 24), (3, 12, 1, 2)],
+)
+def test_any_number_of_sensors_tokens_and_steps(
+    variant: str, num_nodes: int, input_steps: int, patch_len: int, horizon: int
+) -> None:
+    model = random_model(
+        num_nodes, variant, input_steps=input_steps, patch_len=patch_len, horizon=horizon, channels=8, layers=1
+    ).train()
+    series, values = random_inputs(model)
+    forecast = model(series, values)
+    assert forecast.shape == (2, num_nodes, horizon)
+    assert forecast.isfinite().all()
+    assert model.rollout(series, values[:, :, 0]).shape == (2, num_nodes, horizon)
+
+
+@torch.no_grad()
+def test_memory_of_another_length_than_the_horizon_is_interpolated() -> None:
+    gate = TimeGatedConvolution(channels=4, kernel_size=3, horizon=5)
+    memory = torch.randn(1, 2, 3, 4)
+    gates, contents = gate.gate_content(memory).numpy()[..., :4], gate.gate_content(memory).numpy()[..., 4:]
+    steps = np.linspace(0, 2, 5)
+    for node in range(2):
+        for channel in range(4):
+            expected_gate = np.interp(steps, np.arange(3), gates[0, node, :, channel])
+            expected = 1 / (1 + np.exp(-expected_gate)) + np.interp(steps, np.arange(3), contents[0, node, :, channel])
+            np.testing.assert_allclose(gate.read(memory)[0, node, :, channel], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel_size", "tokens"), [(55, 12), (15, 12), (3, 12), (5, 1), (7, 40)])
+@torch.no_grad()
+def test_large_kernel_block_equals_depthwise_convolutions(kernel_size: int, tokens: int) -> None:
+    block = LargeKernelBlock(channels=6, kernel_size=kernel_size)
+    block.convolution_scale.fill_(0.7)
+    block.feed_forward_scale.fill_(0.4)
+    x = torch.randn(2, 3, tokens, 6)
+
+    y = x.flatten(0, 1).transpose(1, 2)  # (B N, C, M), as convolutions have it
+    branches = [(block.large, kernel_size), (block.small, 3)]
+    convolved = sum(F.conv1d(y, b.weight[:, None], b.bias, padding=size // 2, groups=6) for b, size in branches)
+    y = F.batch_norm(y + 0.7 * F.gelu(convolved), None, None, training=True)
+    feed_forward = block.contract(F.gelu(block.expand(y.transpose(1, 2)))).transpose(1, 2)
+    y = F.batch_norm(y + 0.4 * feed_forward, None, None, training=True)
+    expected = y.transpose(1, 2).unflatten(0, (2, 3))
+    torch.testing.assert_close(block.train()(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_merged_kernels_equal_two_branches() -> None:
+    model = random_model()
+    series, values = random_inputs(model)
+    expected = model(series, values)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model.merge()
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters - 6 * (3 + 1) * 16
+    torch.testing.assert_close(model(series, values), expected, atol=1e-5, rtol=1e-5)
+    model.merge()  # merging twice changes nothing
+    torch.testing.assert_close(model(series, values), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_token_convolution_equals_a_convolution(causal: bool) -> None:
+    convolution = TokenConvolution(channels=5, out_channels=7, kernel_size=3, causal=causal)
+    x = torch.randn(2, 3, 6, 5)
+    weight = convolution.linear.weight.unflatten(1, (3, 5)).transpose(1, 2)  # (out, in, taps)
+    padded = F.pad(x.flatten(0, 1).transpose(1, 2), (2, 0) if causal else (1, 1))
+    expected = F.conv1d(padded, weight, convolution.linear.bias).transpose(1, 2).unflatten(0, (2, 3))
+    torch.testing.assert_close(convolution(x), expected)
+    if causal:
+        past: list[Tensor] = []
+        steps = [convolution.step(x[:, :, token : token + 1], past) for token in range(6)]
+        torch.testing.assert_close(torch.cat(steps, dim=2), expected)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """Attention as it is written in papers, over (..., tokens, d)."""
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ value
+
+
+@torch.no_grad()
+def test_spatial_attention_equals_its_formula() -> None:
+    layer = SpatialAttention(channels=8, heads=2, dropout=0.0)
+    allowed = random_graphs(5)[0]
+    x = torch.randn(2, 5, 3, 8)
+    heads = layer.query_key_value(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 2, 4, 1, 5)  # (3, B, M, heads, N, d)
+    expected = attention(*heads, allowed).permute(0, 3, 1, 2, 4).flatten(3).relu()
+    torch.testing.assert_close(layer(x, allowed), expected)
+    everywhere = attention(*heads, torch.ones_like(allowed)).permute(0, 3, 1, 2, 4).flatten(3).relu()
+    torch.testing.assert_close(layer(x, None), everywhere)
+
+
+@torch.no_grad()
+def test_spatial_attention_sees_only_allowed_sensors() -> None:
+    layer = SpatialAttention(channels=8, heads=2, dropout=0.0)
+    allowed = torch.eye(4, dtype=torch.bool)
+    allowed[0, 1] = True
+    x = torch.randn(1, 4, 2, 8)
+    before = layer(x, allowed)
+    x[:, 1] += 1
+    changed = (layer(x, allowed) != before).flatten(2).any(-1)[0]
+    assert changed.tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_temporal_attention_equals_its_formula(causal: bool) -> None:
+    layer = TemporalAttention(channels=8, heads=2, kernel_size=3, dropout=0.0, causal=causal)
+    x = torch.randn(2, 3, 5, 8)
+    query, key = layer.query_key(x).chunk(2, dim=-1)
+    split = [y.unflatten(-1, (2, 4)).transpose(2, 3) for y in (query, key, layer.value(x))]  # (B, N, heads, M, d)
+    allowed = torch.ones(5, 5, dtype=torch.bool)
+    allowed = allowed.tril() if causal else allowed
+    expected = layer.output(attention(*split, allowed).transpose(2, 3).flatten(3))
+    torch.testing.assert_close(layer(x), expected)
+    if causal:
+        cache = TemporalCache()
+        steps = [layer.step(x[:, :, token : token + 1], cache) for token in range(5)]
+        torch.testing.assert_close(torch.cat(steps, dim=2), expected)
+
+
+@torch.no_grad()
+def test_deformable_patches_read_by_linear_interpolation() -> None:
+    patches = DeformablePatches(input_steps=12, patch_len=4)
+    series = torch.randn(2, 3, 12)
+    patches.reset_parameters()
+    torch.testing.assert_close(patches(series), series.unflatten(-1, (3, 4)))  # regular at the start
+
+    nn.init.normal_(patches.predictor[-1].weight, std=3)
+    positions = patches.positions(series)
+    assert positions.min() >= 0
+    assert positions.max() <= 11
+    assert (positions.diff(dim=-1) >= 0).all()
+    for sample in range(2):
+        for node in range(3):
+            expected = np.interp(positions[sample, node].numpy(), np.arange(12), series[sample, node].numpy())
+            np.testing.assert_allclose(patches(series)[sample, node], expected, atol=1e-5)
+
+
+def test_patches_that_do_not_divide_the_input_are_refused() -> None:
+    with pytest.raises(ValueError, match="patch_len 5 does not divide the input of 24 steps"):
+        DeformablePatches(24, 5)
+
+
+def test_sinusoid_equals_its_formula() -> None:
+    encoding = sinusoidal_encoding(9, 6)
+    for token in range(9):
+        for pair in range(3):
+            angle = token / 10000 ** (2 * pair / 6)
+            expected = torch.tensor([np.sin(angle), np.cos(angle)], dtype=torch.float32)
+            torch.testing.assert_close(encoding[token, 2 * pair : 2 * pair + 2], expected, atol=1e-6, rtol=0)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = random_model(dropout=0.5)  # type: ignore[arg-type]
+    series, values = random_inputs(model)
+    assert torch.equal(model(series, values), model(series, values))
+    model.train()
+    assert not torch.equal(model(series, values), model(series, values))
+    assert not torch.equal(model.rollout(series, values[:, :, 0]), model.rollout(series, values[:, :, 0]))
+
+
+@torch.no_grad()
+def test_a_checkpoint_restores_the_model_with_its_graphs() -> None:
+    arguments = {"variant": "described", **SIZES}
+    model = random_model()
+    restored = restore_model(arguments, model.state_dict()).eval()
+    series, values = random_inputs(model)
+    assert torch.equal(restored(series, values), model(series, values))
+    assert torch.equal(restored.similarity_mask, model.similarity_mask)
+
+
+def test_the_settings_offer_the_variants_that_there_are() -> None:
+    assert set(get_args(get_type_hints(ModelConfig)["variant"])) == VARIANTS.keys()

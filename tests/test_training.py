@@ -1,0 +1,225 @@
+"""The engine, end to end on a tiny data set: stages, best weights, resuming, determinism."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lib.config import Config, load_config
+from lib.errors import InputError
+from lib.experiments import Experiment, finish_experiment, open_run, resume_experiment, start_experiment
+from lib.files import load_json
+from lib.metrics import ForecastErrors
+from lib.preparation import prepared_for
+from lib.reporting import read_log
+from lib.training import BEST, LAST, Trainer, evaluate, load_checkpoint
+from model.build import build_model, restore_model
+from tests.conftest import REAL_DATA, DatasetMaker
+
+
+def start(config: Config, root: Path, name: str = "run") -> Experiment:
+    return start_experiment(config, root, name, build_model)
+
+
+def run(config: Config, root: Path, name: str = "run") -> Path:
+    experiment = start(config, root, name)
+    finish_experiment(experiment)
+    return experiment.folder
+
+
+def weights_of(folder: Path, name: str = LAST) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / name)["weights"]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    for name in (LAST, BEST):
+        ones, others = weights_of(first, name), weights_of(second, name)
+        assert all(torch.equal(ones[key], others[key]) for key in ones)
+
+
+def test_a_run_explains_itself(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1))
+    folder = run(config, tmp_path / "out")
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = ("training_curve", "error_by_horizon", "forecast")
+    figures = {f"figures/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
+    described = {"settings.ini", "environment.json", "log.jsonl", LAST, BEST}
+    assert written == figures | described | {"metrics.json", "metrics.csv", "predictions.npz"}
+    assert load_config(folder / "settings.ini") == config
+
+    log = read_log(folder)
+    assert [entry["stage"] for entry in log] == ["teacher forcing", "teacher forcing", "fine-tuning"]
+    assert [entry["learning_rate"] for entry in log] == pytest.approx([0.003, 0.003, 0.0003])
+    metrics = load_json(folder / "metrics.json")
+    best = min(log, key=lambda entry: entry["val_loss"])
+    assert (metrics["best_epoch"], metrics["best_val_mae"]) == (best["epoch"], best["val_mae"])
+    assert metrics["test_set"]["samples"] == len(prepared_for(config).label_starts["test"])
+    environment = load_json(folder / "environment.json")
+    assert environment["seed"] == 0
+    assert environment["packages"]["torch"] == str(torch.__version__)
+
+
+def test_reported_metrics_are_those_of_the_saved_forecasts(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset())
+    folder = run(config, tmp_path / "out")
+    with np.load(folder / "predictions.npz", allow_pickle=False) as archive:
+        predictions = {name: archive[name] for name in archive.files}
+    prepared = prepared_for(config)
+    for sample, start in enumerate(predictions["label_starts"]):
+        np.testing.assert_array_equal(predictions["target"][sample].T, prepared.flow[start : start + 3])
+    errors = ForecastErrors.zero(3)
+    errors.update(torch.from_numpy(predictions["forecast"]), torch.from_numpy(predictions["target"]))
+    reported = load_json(folder / "metrics.json")["test"]
+    assert reported["overall"] == pytest.approx(errors.overall(), rel=1e-6)
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert header.split(",")[:3] == ["forecast", "horizon", "mae"]
+    assert float(rows[3].split(",")[2]) == reported["overall"]["mae"]
+
+    opened = open_run(folder, restore_model, "cpu")
+    again = evaluate(opened.model, opened.windows, predictions["label_starts"], 7, "", keep_forecast=True)
+    np.testing.assert_allclose(again.forecast, predictions["forecast"], atol=1e-3)
+    assert again.errors.overall() == pytest.approx(reported["overall"], rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_metrics_to_the_bit(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    path = make_dataset(extra="seed = 3\n")
+    folders = [run(load_config(path), tmp_path / "out", name) for name in ("first", "second")]
+    assert len({(folder / "metrics.json").read_bytes() for folder in folders}) == 1
+    assert_same_weights(*folders)
+    other = run(load_config(path, ["Training.seed=4"]), tmp_path / "out", "third")
+    assert (other / "metrics.json").read_bytes() != (folders[0] / "metrics.json").read_bytes()
+
+
+@pytest.mark.parametrize("finished_epochs", [1, 2, 3, 4])
+def test_resuming_equals_not_stopping(
+    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_epochs: int
+) -> None:
+    config = load_config(make_dataset(epochs=2, fine_tune_epochs=2, extra="\n"), ["Training.dropout=0.2"])
+    whole = run(config, tmp_path / "out", "whole")
+
+    killed = start(config, tmp_path / "out", "killed")
+    train_epoch = Trainer._train_epoch
+
+    def killed_after(self: Trainer, stage: Any, number: int) -> float:
+        if number > finished_epochs:
+            raise SystemExit
+        return train_epoch(self, stage, number)
+
+    with monkeypatch.context() as patched, contextlib.suppress(SystemExit):
+        patched.setattr(Trainer, "_train_epoch", killed_after)
+        finish_experiment(killed)
+
+    resumed = resume_experiment(killed.folder, restore_model, None)
+    assert resumed.config == config
+    finish_experiment(resumed)
+    assert_same_weights(whole, resumed.folder)
+    assert (whole / "metrics.json").read_bytes() == (resumed.folder / "metrics.json").read_bytes()
+    timeless = [[{**entry, "seconds": 0} for entry in read_log(path)] for path in (whole, resumed.folder)]
+    assert timeless[0] == timeless[1]
+
+
+def test_the_second_stage_starts_from_the_best_weights_of_the_first(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1))
+    experiment = start(config, tmp_path / "out")
+    trainer, folder = experiment.trainer, experiment.folder
+    losses = iter([0.5, 0.9, 0.7])  # the second epoch is worse, and so is the third
+    snapshots: list[dict[str, torch.Tensor]] = []
+    step = trainer._step
+
+    def remember(*arguments: Any) -> torch.Tensor:
+        snapshots.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
+        return step(*arguments)
+
+    evaluation = evaluate(trainer.model, trainer.windows, trainer.label_starts["val"], 16, "")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lib.training.evaluate", lambda *_: evaluation._replace(loss=next(losses)))
+        patched.setattr(trainer, "_step", remember)
+        trainer.fit()
+    batches = len(snapshots) // 3
+    best = weights_of(folder, BEST)
+    assert [entry["best"] for entry in trainer.progress.history] == [True, False, False]
+    assert all(torch.equal(best[key], snapshots[batches][key]) for key in best)  # after epoch 1
+    assert all(torch.equal(best[key], snapshots[2 * batches][key]) for key in best)  # where stage 2 starts
+
+
+def test_patience_ends_a_stage(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(epochs=9, fine_tune_epochs=9, extra="patience = 2\n"))
+    trainer = start(config, tmp_path / "out").trainer
+    evaluation = evaluate(trainer.model, trainer.windows, trainer.label_starts["val"], 16, "")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lib.training.evaluate", lambda *_: evaluation)
+        trainer.fit()
+    assert [entry["stage"] for entry in trainer.progress.history] == ["teacher forcing"] * 3 + ["fine-tuning"] * 2
+
+
+def test_max_batches_caps_an_epoch_and_clipping_caps_the_gradient(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    settings = ["Training.max_batches=2", "Training.clip_grad_norm=1e-6"]
+    config = load_config(make_dataset(epochs=1, fine_tune_epochs=0), settings)
+    trainer = start(config, tmp_path / "out").trainer
+    norms = []
+    step = trainer.optimizer.step
+
+    def measured() -> None:
+        norms.append(torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item())
+        step()
+
+    trainer.optimizer.step = measured  # type: ignore[method-assign,assignment]
+    trainer.fit()
+    assert len(norms) == 2
+    assert max(norms) <= 1.01e-6
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    trainer = start(load_config(make_dataset()), tmp_path / "out").trainer
+    starts = trainer.label_starts["val"]
+    evaluations = [evaluate(trainer.model, trainer.windows, starts, size, "") for size in (1, 7, 1000)]
+    assert evaluations[1].loss == pytest.approx(evaluations[0].loss, rel=1e-5)
+    assert evaluations[2].errors.overall() == pytest.approx(evaluations[0].errors.overall(), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_epoch(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(epochs=3), ["Training.learning_rate=1e30"])
+    trainer = start(config, tmp_path / "out").trainer
+    with pytest.raises(InputError, match=r"epoch 1: found a training loss of (nan|inf), expected a finite one"):
+        trainer.fit()
+
+
+def test_a_run_of_another_series_is_refused(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset())
+    folder = run(config, tmp_path / "out")
+    path = config.data.graph_signal_matrix_filename
+    with np.load(path) as archive:
+        data = archive["data"]
+    np.savez(path, data=data + 1)
+    with pytest.raises(InputError, match=r"found another series than .* was trained on"):
+        open_run(folder, restore_model, "cpu")
+
+
+def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    with pytest.raises(InputError, match="no such file, expected a checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="cannot be read as a checkpoint of tensors and plain values"):
+        load_checkpoint(path)
+    torch.save({"format": Path("x")}, path)  # an object that only a pickle could bring back
+    with pytest.raises(InputError, match="cannot be read as a checkpoint of tensors and plain values"):
+        load_checkpoint(path)
+    torch.save({"format": 0}, path)
+    with pytest.raises(InputError, match="found checkpoint format 0, expected 1"):
+        load_checkpoint(path)
+
+
+@pytest.mark.skipif(not (REAL_DATA / "YINCHUAN").exists(), reason="real data are not part of the repository")
+def test_a_short_training_on_real_traffic_beats_the_last_value(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    with np.load(REAL_DATA / "YINCHUAN" / "YINCHUAN.npz", allow_pickle=False) as archive:
+        data = archive["data"][:3000]
+    path = make_dataset(data, "YINCHUAN", days=3, hours=9, horizon=12, points_per_hour=12, fine_tune_epochs=2)
+    links = (REAL_DATA / "YINCHUAN" / "YINCHUAN.csv").read_text()
+    (tmp_path / "YINCHUAN" / "YINCHUAN.csv").write_text(links)
+    config = load_config(path, ["Training.d_model=16", "Training.learning_rate=0.01"])
+    metrics = load_json(run(config, tmp_path / "out") / "metrics.json")
+    assert metrics["test"]["overall"]["mae"] < metrics["baselines"]["last value"]["overall"]["mae"]
