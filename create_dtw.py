@@ -40,6 +40,7 @@ def main() -> None:
     for notice in config.notices:
         print(notice)
     graph = config.graph
+    assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
     if graph.dtw_method == "fastdtw":
         print("fastdtw is approximate: its distances are upper bounds of the exact ones")
     matrix, record = make_distance(config, prepared_for(config), graph.dtw_method, graph.dtw_radius, graph.dtw_rows)

@@ -10,15 +10,15 @@ from lib.preparation import links_for, window_shape
 from lib.receptive_field import choose_nodes, evenly_spaced, receptive_field, save_receptive_field, summary
 from model.build import restore_model
 
-
 EXAMPLES = """examples:
   python erf_conv.py --run experiments/PEMS04/described-seed1
   python erf_conv.py --run experiments/PEMS04/described-seed1 --layer encoder.0.temporal --node 17
   python erf_conv.py --run experiments/PEMS04/described-seed1 --layer front_end.blocks.0 --node all --samples 200
 
 By default two pictures are made: of the large kernels' output (front_end), and of the encoder's last layer, before the
-LayerNorm that would hide the mean over channels. A layer is any module that the encoder runs and whose output has the axes (batch, node, token, channel).
-Written into the run's folder: erf_<layer>.npz, figures/erf_<layer>.png and .pdf, in place of older ones.
+LayerNorm that would hide the mean over channels. A layer is any module that the encoder runs and whose output has the
+axes (batch, node, token, channel). Written into the run's folder: erf_<layer>.npz, figures/erf_<layer>.png and .pdf, in
+place of older ones.
 """
 
 

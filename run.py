@@ -1,18 +1,26 @@
 """Train DTG-LKNet, test its best weights, and write all results into a folder of their own."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
-from lib.experiments import EXPERIMENTS, dry_run, finish_experiment, resume_experiment, start_experiment
+from lib.experiments import EXPERIMENTS, dry_run, finish_experiment, report_test, resume_experiment, start_experiment
+from lib.training import BEST, load_checkpoint, load_tensors, save_tensors
 from model.build import build_model, restore_model
+from model.dtg_lknet import DTGLKNet
+from model.released_weights import is_released, load_weights, released_checkpoint
 
 EXAMPLES = """examples:
   python run.py --config configurations/PEMS04.conf --seed 1
   python run.py --config configurations/PEMS04.conf --set Training.batch_size=8 --name small-batches
   python run.py --config configurations/PEMS04.conf --dry-run
   python run.py --resume experiments/PEMS04/small-batches
+  python run.py --config configurations/PEMS04.conf --set Model.variant=released --test-only --weights epoch50
 """
 SETTING_FLAGS = {"seed": "Training.seed", "epochs": "Training.epochs", "fine_tune_epochs": "Training.fine_tune_epochs"}
 
@@ -37,10 +45,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--name", help="name of the run's folder (default: variant, seed and time)")
     parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything; keeps nothing")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="start from these weights, the released code's too"
+    )
+    parser.add_argument("--test-only", action="store_true", help="test the weights without training")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the best weights as the released code would")
     arguments = parser.parse_args()
-    for flag in ("set", "seed", "epochs", "fine_tune_epochs", "name", "dry_run"):
+    for flag in ("set", "seed", "epochs", "fine_tune_epochs", "name", "dry_run", "weights", "test_only"):
         if arguments.resume and getattr(arguments, flag):
             raise InputError(f"--resume: found --{flag.replace('_', '-')} too, expected the run's own settings alone")
+    if arguments.test_only and not arguments.weights:
+        raise InputError("--test-only: found no --weights, expected the weights to test")
     return arguments
 
 
@@ -54,20 +69,46 @@ def read_config(arguments: argparse.Namespace) -> Config:
     return config
 
 
+def builder(weights: Path) -> Callable[..., DTGLKNet]:
+    """Return what builds the model with the weights of a file, of this project or of the released code."""
+
+    def build_with_weights(*graphs: Tensor, **arguments: Any) -> DTGLKNet:
+        model, checkpoint = build_model(*graphs, **arguments), load_tensors(weights)
+        try:
+            load_weights(model, checkpoint)
+        except ValueError as error:
+            raise InputError(f"{weights}: {error}") from None
+        if is_released(checkpoint):
+            print(f"{weights}: a checkpoint of the released code, which lacks its Laplacian encoding: the one computed")
+            print("here has another basis where eigenvalues are equal, so results may differ from those of its author")
+        return model
+
+    return build_with_weights
+
+
 def main() -> None:
-    """Start or resume a run, or try one out."""
+    """Start or resume a run, try one out, or test weights."""
     arguments = parse_arguments()
     if arguments.resume:
         experiment = resume_experiment(arguments.resume.resolve(), restore_model, arguments.device)
     else:
         config = read_config(arguments)
+        build = builder(arguments.weights) if arguments.weights else build_model
         if arguments.dry_run:
-            print(dry_run(config, build_model))
+            print(dry_run(config, build))
             return
-        experiment = start_experiment(config, arguments.output, arguments.name, build_model)
+        experiment = start_experiment(config, arguments.output, arguments.name, build)
     print(f"run folder: {experiment.folder}")
-    figures = finish_experiment(experiment)
+    if arguments.test_only:
+        experiment.trainer.save(BEST)
+        figures = report_test(experiment)
+    else:
+        figures = finish_experiment(experiment)
     print("\nfigures:", *figures, sep="\n  ")
+    if arguments.export:
+        best = restore_model(experiment.trainer.extra["model"], load_checkpoint(experiment.folder / BEST)["weights"])
+        save_tensors(arguments.export, released_checkpoint(best))
+        print(f"wrote {arguments.export}, with the names of the released code")
 
 
 if __name__ == "__main__":

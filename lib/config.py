@@ -193,19 +193,26 @@ class ModelConfig:
     variant: Literal["described", "released"] = "described"  # as the paper describes it, or as its code has it
     patch_len: CountOrZero = 0  # steps in a patch; 0 = points_per_hour
     large_kernels: OddKernels = (15, 17, 21, 27, 35, 55)  # nominal sizes in tokens, one a block
+    deformable_patches: Switch = True  # off: regular patches
+    large_branch: Switch = True  # of the large-kernel blocks; off: the small branch only
+    small_branch: Switch = True  # of the large-kernel blocks; off: the large branch only
+    laplacian_encoding: Switch = True  # off: tokens do not know their sensor's place in the road network
+    time_gate: Switch = True  # off: plain cross-attention to the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphConfig:
-    """[Graph]: which sensors may attend to which."""
+    """[Graph]: which sensors may attend to which. `auto` is the rule of the variant (`VARIANT_RULES`)."""
 
-    similarity: Literal["nearest", "gaussian"] = "nearest"
+    similarity: Literal["auto", "nearest", "gaussian", "released", "full"] = "auto"  # full: everywhere
     neighbours: Count = 10  # similar sensors of a sensor, for nearest
     gaussian_threshold: Threshold = 0.5  # smallest exp(-(d/sd)^2), for gaussian
+    topology: Literal["hops", "full"] = "hops"  # full: everywhere
     hops: Count = 5  # attention where the road distance is below it
+    laplacian: Literal["auto", "symmetric", "released"] = "auto"  # which Laplacian gives the encoding
     dtw_method: Literal["exact", "fastdtw"] = "exact"
     dtw_radius: Count = 1  # of fastdtw
-    dtw_rows: Literal["train", "all"] = "train"  # the rows of the series that make the mean days
+    dtw_rows: Literal["auto", "train", "all"] = "auto"  # the rows of the series that make the mean days
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +275,11 @@ class Config:
         return "\n\n".join(blocks) + "\n"
 
 
+VARIANT_RULES = {
+    "described": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
+    "released": {"similarity": "released", "laplacian": "released", "dtw_rows": "all"},
+}
+
 SECTIONS: dict[str, type[Any]] = {
     item.name.capitalize(): item.type
     for item in fields(Config)
@@ -310,6 +322,12 @@ def _patches_fill_input(patch_len: int, points_per_hour: int, weeks: int, days: 
     return None
 
 
+def _some_branch(large: bool, small: bool) -> str | None:
+    if not (large or small):
+        return "found off like large_branch, expected at least one branch"
+    return None
+
+
 _Name = tuple[str, str]  # section and key
 
 # The check takes the values of its settings, and answers what is wrong with the first of them.
@@ -317,6 +335,7 @@ _AGREEMENTS: tuple[tuple[tuple[_Name, ...], Callable[..., str | None]], ...] = (
     ((("Training", "nb_head"), ("Training", "d_model")), _heads_split_channels),
     ((("Training", "num_of_hours"), ("Training", "num_of_days"), ("Training", "num_of_weeks")), _some_segment),
     ((("Training", "epochs"), ("Training", "fine_tune_epochs")), _some_epoch),
+    ((("Model", "small_branch"), ("Model", "large_branch")), _some_branch),
     (
         (
             ("Model", "patch_len"),
@@ -380,6 +399,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if faults:
         raise InputError("\n".join(faults))
 
+    for key, rule in VARIANT_RULES[values["Model", "variant"]].items():
+        if values["Graph", key] == "auto":
+            values["Graph", key] = rule
     built = {
         section.lower(): settings(**{item.name: values[section, item.name] for item in fields(settings)})
         for section, settings in SECTIONS.items()

@@ -23,7 +23,15 @@ from lib.devices import choose_device, configure_cpu, describe_device, peak_memo
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, save_json, written_whole
 from lib.preparation import graphs_for, links_for, prepared_for
-from lib.reporting import make_figures, metrics_content, print_results, save_log, save_metrics, save_predictions
+from lib.reporting import (
+    METRICS,
+    make_figures,
+    metrics_content,
+    print_results,
+    save_log,
+    save_metrics,
+    save_predictions,
+)
 from lib.training import BEST, LAST, Trainer, load_checkpoint
 
 EXPERIMENTS = REPOSITORY_ROOT / "experiments"
@@ -134,7 +142,7 @@ class Experiment:
 
 
 def start_experiment(config: Config, root: Path, name: str | None, build_model: Builder) -> Experiment:
-    """Prepare series and graphs, make the folder of a new run, and build the model with its seed.
+    """Prepare series and graphs, build the model with its seed, and make the folder of a new run.
 
     Raises:
         InputError: any input is not as it should be; there is no folder then.
@@ -145,13 +153,13 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
     prepared = prepared_for(config)
     graphs = graphs_for(config, prepared, links)
     print(graphs.summary())
-    folder = create_run_folder(root, config, name)
-    describe_run(folder, config, device)
-
     arguments = model_arguments(config)
     torch.manual_seed(config.training.seed)
     tensors = (graphs.similarity, graphs.topology, graphs.laplacian_encoding)
     model = build_model(*(torch.from_numpy(array) for array in tensors), **arguments)
+
+    folder = create_run_folder(root, config, name)
+    describe_run(folder, config, device)
     extra = {
         "model": arguments,
         "settings": config.to_ini(),
@@ -225,12 +233,17 @@ def describe_run(folder: Path, config: Config, device: torch.device) -> None:
 
 def finish_experiment(experiment: Experiment) -> list[Path]:
     """Train to the end, test the best weights, write and print all results, and return the figures' paths."""
+    experiment.trainer.fit()
+    return report_test(experiment)
+
+
+def report_test(experiment: Experiment) -> list[Path]:
+    """Test the best weights, write and print all results, and return the figures' paths."""
     trainer, prepared, config = experiment.trainer, experiment.prepared, experiment.config
-    trainer.fit()
     tested = trainer.test()
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
     baselines = score_baselines(prepared, "test", horizon, config.data.steps_per_day)
-    best = [entry for entry in trainer.progress.history if entry["best"]][-1]
+    best: Mapping[str, Any] = next((entry for entry in reversed(trainer.progress.history) if entry["best"]), {})
     assert tested.forecast is not None
     metrics = {
         "dataset": config.data.dataset_name,
@@ -238,8 +251,8 @@ def finish_experiment(experiment: Experiment) -> list[Path]:
         "seed": config.training.seed,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "epochs": len(trainer.progress.history),
-        "best_epoch": best["epoch"],
-        "best_val_mae": best["val_mae"],
+        "best_epoch": best.get("epoch"),
+        "best_val_mae": best.get("val_mae"),
         # Two results compare only when their targets are the same.
         "test_set": {
             "fingerprint": fingerprint_arrays(prepared.flow, starts, np.array(horizon)),
@@ -257,11 +270,28 @@ def finish_experiment(experiment: Experiment) -> list[Path]:
     return make_figures(experiment.folder, config)
 
 
+def complete_run(config: Config, root: Path, name: str, build_model: Builder, restore_model: Restorer) -> Path:
+    """Return the folder of a finished run of that name: found finished, resumed, or started and taken to its end.
+
+    Raises:
+        InputError: there is a run of that name with other settings.
+    """
+    folder = root / config.data.dataset_name / name
+    if not (folder / SETTINGS).exists():
+        finish_experiment(start_experiment(config, root, name, build_model))
+        return folder
+    if _load_settings(folder) != config:
+        raise InputError(f"{folder / SETTINGS}: found other settings than asked for, expected the same, or a new name")
+    if not (folder / METRICS).exists():
+        finish_experiment(resume_experiment(folder, restore_model, config.runtime.device))
+    return folder
+
+
 def model_arguments(config: Config) -> dict[str, Any]:
     """Return the keyword arguments of `model.build.build_model` that a configuration stands for."""
-    training = config.training
+    training, model = config.training, config.model
     return {
-        "variant": config.model.variant,
+        "variant": model.variant,
         "input_steps": config.input_steps,
         "horizon": config.data.num_for_predict,
         "patch_len": config.patch_len,
@@ -269,6 +299,11 @@ def model_arguments(config: Config) -> dict[str, Any]:
         "layers": training.num_layers,
         "heads": training.nb_head,
         "kernel_size": training.kernel_size,
-        "large_kernels": config.model.large_kernels,
+        "large_kernels": model.large_kernels,
         "dropout": training.dropout,
+        "deformable_patches": model.deformable_patches,
+        "large_branch": model.large_branch,
+        "small_branch": model.small_branch,
+        "use_laplacian_encoding": model.laplacian_encoding,
+        "time_gate": model.time_gate,
     }

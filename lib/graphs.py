@@ -15,7 +15,8 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 
 from lib.errors import InputError, nearest
 
-SimilarityRule = Literal["nearest", "gaussian", "released"]
+SimilarityRule = Literal["nearest", "gaussian", "released", "full"]
+TopologyRule = Literal["hops", "full"]
 EncodingRule = Literal["symmetric", "released"]
 
 HEADERS = (["from", "to", "cost"], ["from", "to", "distance"])
@@ -78,6 +79,7 @@ def build_graphs(
     similarity: SimilarityRule = "nearest",
     neighbours: int = 10,
     gaussian_threshold: float = 0.5,
+    topology: TopologyRule = "hops",
     hops: int = 5,
     encoding: EncodingRule = "symmetric",
 ) -> Graphs:
@@ -91,7 +93,8 @@ def build_graphs(
         similarity: rule of the similarity mask.
         neighbours: most similar sensors allowed, under `nearest`.
         gaussian_threshold: least similarity allowed, under `gaussian`.
-        hops: sensors at this many hops and beyond are not allowed by the topology mask.
+        topology: rule of the topology mask.
+        hops: sensors at this many hops and beyond are not allowed by the topology mask, under `hops`.
         encoding: normalisation of the Laplacian.
 
     Raises:
@@ -102,6 +105,7 @@ def build_graphs(
         raise InputError(f"DTW distances: found shape {distance.shape}, expected {(num_nodes, num_nodes)}")
     for key, rule, rules in (
         ("similarity rule", similarity, get_args(SimilarityRule)),
+        ("topology rule", topology, get_args(TopologyRule)),
         ("encoding rule", encoding, get_args(EncodingRule)),
     ):
         if rule not in rules:
@@ -110,20 +114,22 @@ def build_graphs(
         similarity_mask = similarity_mask_nearest(distance, neighbours)
     elif similarity == "gaussian":
         similarity_mask = similarity_mask_gaussian(distance, gaussian_threshold)
-    else:
+    elif similarity == "released":
         similarity_mask = released_similarity_mask(distance)
+    else:
+        similarity_mask = full_mask(num_nodes)
     adjacency = adjacency_matrix(links, num_nodes)
-    topology = topology_mask(hop_distances(adjacency), hops)
+    road_mask = topology_mask(hop_distances(adjacency), hops) if topology == "hops" else full_mask(num_nodes)
     for name, mask in (
         (f"similarity mask under the rule '{similarity}'", similarity_mask),
-        ("topology mask", topology),
+        ("topology mask", road_mask),
     ):
         # Only the released rule and hops < 1 can do this; a softmax over nothing would be NaN.
         alone = np.flatnonzero(~mask.any(axis=1))
         if len(alone):
             raise InputError(f"{name}: found no sensor that sensor {alone[0]} may attend to, expected at least one")
     encode = laplacian_encoding if encoding == "symmetric" else released_laplacian_encoding
-    return Graphs(similarity_mask, topology, encode(adjacency, encoding_dimension), links)
+    return Graphs(similarity_mask, road_mask, encode(adjacency, encoding_dimension), links)
 
 
 def read_links(path: Path, num_nodes: int, id_filename: Path | None = None) -> Links:
@@ -265,6 +271,11 @@ def hop_distances(adjacency: NDArray[np.bool_]) -> NDArray[np.float64]:
 def topology_mask(hop_distances: NDArray[np.float64], hops: int = 5) -> NDArray[np.bool_]:
     """Allow the sensors at fewer than `hops` hops (N, N), the sensor itself included. The released code has hops 5."""
     return hop_distances < hops
+
+
+def full_mask(num_nodes: int) -> NDArray[np.bool_]:
+    """Allow everything (N, N): the ablation of either mask."""
+    return np.ones((num_nodes, num_nodes), dtype=np.bool_)
 
 
 def similarity_mask_nearest(distance: NDArray[np.float64], neighbours: int = 10) -> NDArray[np.bool_]:

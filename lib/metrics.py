@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-METRICS = ("mae", "rmse", "mape", "mae_nonzero", "rmse_nonzero")
+SCORES = ("mae", "rmse", "mape", "mae_nonzero", "rmse_nonzero")
 
 Scores = dict[str, float | None]
 
@@ -47,7 +47,7 @@ class ForecastErrors:
         self.nonzero_squared += (nonzero * error.square()).sum(over)
 
     def overall(self) -> Scores:
-        """Return the scores over all horizons together, by the names of `METRICS`; None where nothing counted."""
+        """Return the scores over all horizons together, by the names of `SCORES`; None where nothing counted."""
         return self._scores(*(float(total.sum()) for total in vars(self).values()))
 
     def by_horizon(self) -> list[Scores]:

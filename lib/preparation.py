@@ -71,6 +71,7 @@ def make_distance(
 def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
     """Return the DTW distances that [Graph] asks for, from their file when they are those, else made anew."""
     graph = config.graph
+    assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
     _, wanted = _mean_days_and_record(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)
     if config.dtw_path.exists():
         matrix, record = load_dtw(config.dtw_path, config.dtw_record_path, config.data.num_of_vertices)
@@ -85,6 +86,8 @@ def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
 def graphs_for(config: Config, prepared: Prepared, links: Links) -> Graphs:
     """Build the graphs that [Graph] asks for."""
     graph = config.graph
+    assert graph.similarity != "auto"  # load_config put the variant's rules in its place
+    assert graph.laplacian != "auto"
     return build_graphs(
         links,
         distance_for(config, prepared),
@@ -93,7 +96,9 @@ def graphs_for(config: Config, prepared: Prepared, links: Links) -> Graphs:
         graph.similarity,
         graph.neighbours,
         graph.gaussian_threshold,
+        graph.topology,
         graph.hops,
+        graph.laplacian,
     )
 
 

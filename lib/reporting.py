@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from lib.config import Config
 from lib.figures import error_by_horizon, flow_unit, forecast_against_truth, save_figure, training_curve
 from lib.files import load_json, load_npz, save_json, save_npz, written_whole
-from lib.metrics import METRICS, ForecastErrors, Scores
+from lib.metrics import SCORES, ForecastErrors, Scores
 
+METRICS, PREDICTIONS, LOG = "metrics.json", "predictions.npz", "log.jsonl"
 MODEL = "DTG-LKNet"  # the model's row beside the baselines
 DAYS_DRAWN = 2
 TITLES = {
@@ -37,7 +38,7 @@ def _cell(value: float | None) -> str:
 def table(rows: Mapping[str, Scores], first_column: str) -> str:
     """Return a Markdown table of scores, a line a row."""
     lines = [[first_column, *TITLES.values()]]
-    lines += [[name, *(_cell(scores[metric]) for metric in METRICS)] for name, scores in rows.items()]
+    lines += [[name, *(_cell(scores[metric]) for metric in SCORES)] for name, scores in rows.items()]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     padded = [
         [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(cells)]
@@ -49,14 +50,14 @@ def table(rows: Mapping[str, Scores], first_column: str) -> str:
 
 def save_metrics(folder: Path, content: Mapping[str, Any]) -> None:
     """Write metrics.json, and metrics.csv with a row for each forecast and horizon."""
-    save_json(folder / "metrics.json", content)
+    save_json(folder / METRICS, content)
     with written_whole(folder / "metrics.csv") as partial, partial.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["forecast", "horizon", *METRICS])
+        writer.writerow(["forecast", "horizon", *SCORES])
         for name, scores in forecasts_scored(content).items():
             for step, row in enumerate(scores["by_horizon"], start=1):
-                writer.writerow([name, step, *(row[metric] for metric in METRICS)])
-            writer.writerow([name, "overall", *(scores["overall"][metric] for metric in METRICS)])
+                writer.writerow([name, step, *(row[metric] for metric in SCORES)])
+            writer.writerow([name, "overall", *(scores["overall"][metric] for metric in SCORES)])
 
 
 def forecasts_scored(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,17 +80,18 @@ def save_predictions(
 ) -> None:
     """Write predictions.npz: `forecast` and `target` (samples, N, P) in raw units, `label_starts` (samples,)."""
     arrays: dict[str, NDArray[Any]] = {"forecast": forecast, "target": target, "label_starts": label_starts}
-    save_npz(folder / "predictions.npz", arrays, compressed=True)
+    save_npz(folder / PREDICTIONS, arrays, compressed=True)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of log.jsonl, one an epoch."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Return the entries of log.jsonl, one an epoch; none for weights that were tested without training."""
+    path = folder / LOG
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def save_log(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Write log.jsonl, a line an epoch."""
-    with written_whole(folder / "log.jsonl") as partial:
+    with written_whole(folder / LOG) as partial:
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
 
 
@@ -98,14 +100,15 @@ def make_figures(folder: Path, config: Config) -> list[Path]:
 
     The forecast is drawn for the sensor of median error, over the first days of the test split.
     """
-    metrics = load_json(folder / "metrics.json")
-    predictions = load_npz(folder / "predictions.npz", ("forecast", "target", "label_starts"))
+    metrics = load_json(folder / METRICS)
+    predictions = load_npz(folder / PREDICTIONS, ("forecast", "target", "label_starts"))
     unit, minutes = flow_unit(config.data.points_per_hour), 60 / config.data.points_per_hour
     error_of_sensor = np.abs(predictions["forecast"] - predictions["target"]).mean(axis=(0, 2))
     median_sensor = int(np.argsort(error_of_sensor)[len(error_of_sensor) // 2])
     by_horizon = {name: scores["by_horizon"] for name, scores in forecasts_scored(metrics).items()}
+    history = read_log(folder)
     figures = {
-        "training_curve": training_curve(read_log(folder), unit),
+        **({"training_curve": training_curve(history, unit)} if history else {}),
         "error_by_horizon": error_by_horizon(by_horizon, minutes, unit),
         "forecast": forecast_against_truth(
             predictions["forecast"],

@@ -65,21 +65,39 @@ class Evaluation(NamedTuple):
     forecast: NDArray[np.float32] | None  # (samples, N, P), raw units
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: tensors and plain values only.
+def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all."""
+    with written_whole(path) as partial:
+        torch.save(dict(content), partial)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read a file that torch.save wrote, of a dictionary of tensors and plain values only.
 
     Raises:
-        InputError: the file is missing, damaged, or not a checkpoint of this project.
+        InputError: the file is missing or damaged, or holds anything else.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected a checkpoint") from None
     except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
         raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({reason})") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
-        found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
+    return content
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project.
+
+    Raises:
+        InputError: the file is missing, damaged, or not such a checkpoint.
+    """
+    checkpoint = load_tensors(path)
+    if checkpoint.get("format") != CHECKPOINT_FORMAT:
+        found = checkpoint.get("format")
         raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}")
     return checkpoint
 
@@ -226,8 +244,8 @@ class Trainer:
             }
         )
         if better:
-            self._save(BEST, {})
-        self._save(LAST, {"optimizer": self.optimizer.state_dict()})
+            self.save(BEST)
+        self.save(LAST)
         self.report(progress.history)
 
     def _train_epoch(self, stage: Stage, number: int) -> float:
@@ -261,16 +279,17 @@ class Trainer:
         self.optimizer.step()
         return loss.detach()
 
-    def _save(self, name: str, state: Mapping[str, Any]) -> None:
+    def save(self, name: str) -> None:
+        """Write a checkpoint of that name; only the last one needs the optimiser, to go on from."""
         checkpoint = {
             "format": CHECKPOINT_FORMAT,
             **self.extra,
             "weights": self.model.state_dict(),
             "progress": asdict(self.progress),
-            **state,
         }
-        with written_whole(self.folder / name) as partial:
-            torch.save(checkpoint, partial)
+        if name == LAST:
+            checkpoint["optimizer"] = self.optimizer.state_dict()
+        save_tensors(self.folder / name, checkpoint)
 
     def test(self) -> Evaluation:
         """Score the best weights on the test split, keeping the forecasts."""

@@ -140,6 +140,34 @@ class TimeGatedConvolution(nn.Module):
         """Map decoder tokens (B, N, T, C), T <= P, with the memory's `reading` (B, N, P, C), to (B, N, T, C)."""
         return self.output(torch.relu(self.causal(x) + reading[:, :, : x.shape[2]]))
 
-    def step(self, x: Tensor, reading: Tensor, past: list[Tensor]) -> Tensor:
-        """Return the newest token's output (B, N, 1, C), with the reading at its step, (B, N, 1, C)."""
-        return self.output(torch.relu(self.causal.step(x, past) + reading))
+    def step(self, x: Tensor, reading: Tensor, step: int, past: list[Tensor]) -> Tensor:
+        """Return the output (B, N, 1, C) of the newest token, which stands at position `step`."""
+        return self.output(torch.relu(self.causal.step(x, past) + reading[:, :, step : step + 1]))
+
+
+class CrossAttention(nn.Module):
+    """Plain multi-head attention of the decoder's tokens to the memory's: the ablation of the time gate."""
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.output = nn.Linear(channels, channels)
+
+    def read(self, memory: Tensor) -> Tensor:
+        """Return keys and values of the memory (B, N, M, C), side by side: (B, N, M, 2C)."""
+        return self.key_value(memory)
+
+    def forward(self, x: Tensor, reading: Tensor) -> Tensor:
+        """Map decoder tokens (B, N, T, C), with the memory's `reading` (B, N, M, 2C), to (B, N, T, C)."""
+        B, N, T, C = x.shape
+        query, key, value = (split_heads(y, self.heads) for y in (self.query(x), *reading.chunk(2, dim=-1)))
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)  # (B N, heads, T, d)
+        return self.output(y.transpose(1, 2).reshape(B, N, T, C))
+
+    def step(self, x: Tensor, reading: Tensor, step: int, past: list[Tensor]) -> Tensor:
+        """Return the output (B, N, 1, C) of the newest token; to it, neither its position nor the past matters."""
+        del step, past
+        return self(x, reading)

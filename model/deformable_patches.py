@@ -1,4 +1,4 @@
-"""Deformable patches: each token reads the input where a small network tells it to look."""
+"""Patches: deformable ones, of which each reads the input where a small network tells it to look, and regular ones."""
 
 import torch
 from torch import Tensor, nn
@@ -57,3 +57,15 @@ class DeformablePatches(nn.Module):
         left = series.gather(2, before).view_as(weight)
         right = series.gather(2, after).view_as(weight)
         return torch.lerp(left, right, weight)
+
+
+class RegularPatches(nn.Module):
+    """Cut a series into patches of equal length, side by side: the ablation of deformable patches."""
+
+    def __init__(self, patch_len: int) -> None:
+        super().__init__()
+        self.patch_len = patch_len
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Cut `series` (B, N, L) into patches: (B, N, M, patch_len)."""
+        return series.unflatten(-1, (-1, self.patch_len))

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from model.attention import SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution
-from model.deformable_patches import DeformablePatches
+from model.attention import CrossAttention, SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution
+from model.deformable_patches import DeformablePatches, RegularPatches
 from model.large_kernels import LargeKernelBlock
 
 LARGE_KERNELS = (15, 17, 21, 27, 35, 55)
@@ -32,13 +32,15 @@ def sinusoidal_encoding(tokens: int, channels: int) -> Tensor:
 
 
 class LargeKernelFrontEnd(nn.Module):
-    """From the series (B, N, L) to tokens (B, N, M, C): deformable patches, their embedding, large-kernel blocks."""
+    """From the series (B, N, L) to tokens (B, N, M, C): patches, their embedding, large-kernel blocks."""
 
-    def __init__(self, input_steps: int, patch_len: int, channels: int, large_kernels: Sequence[int]) -> None:
+    def __init__(
+        self, patches: DeformablePatches | RegularPatches, channels: int, blocks: Sequence[LargeKernelBlock]
+    ) -> None:
         super().__init__()
-        self.patches = DeformablePatches(input_steps, patch_len)
-        self.patch_embedding = nn.Linear(patch_len, channels)
-        self.blocks = nn.Sequential(*(LargeKernelBlock(channels, size) for size in large_kernels))
+        self.patches = patches
+        self.patch_embedding = nn.Linear(patches.patch_len, channels)
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, series: Tensor) -> Tensor:
         """Map the series (B, N, L) to tokens (B, N, M, C)."""
@@ -46,20 +48,25 @@ class LargeKernelFrontEnd(nn.Module):
 
 
 class NodeTokenEmbedding(nn.Module):
-    """Add to tokens where they stand in time, by a sinusoid, and in the network, by the Laplacian encoding."""
+    """Add to tokens where they stand in time, by a sinusoid, and in the network, by the Laplacian encoding.
+
+    With `encoding_channels` None, the second is left out: the ablation of the Laplacian encoding.
+    """
 
     positions: Tensor
 
-    def __init__(self, positions: Tensor, encoding_channels: int, dropout: float) -> None:
+    def __init__(self, positions: Tensor, encoding_channels: int | None, dropout: float) -> None:
         super().__init__()
         self.register_buffer("positions", positions)  # (M, C)
-        self.node = nn.Linear(encoding_channels, positions.shape[1])
+        self.node = None if encoding_channels is None else nn.Linear(encoding_channels, positions.shape[1])
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, laplacian_encoding: Tensor, first: int = 0) -> Tensor:
         """Embed tokens (B, N, T, C), the first of which stands at position `first`, with the encoding (N, C)."""
-        positions = self.positions[first : first + tokens.shape[2]]
-        return self.dropout(tokens + positions + self.node(laplacian_encoding)[:, None])
+        tokens = tokens + self.positions[first : first + tokens.shape[2]]
+        if self.node is not None:
+            tokens = tokens + self.node(laplacian_encoding)[:, None]
+        return self.dropout(tokens)
 
 
 class EncoderLayer(nn.Module):
@@ -79,7 +86,7 @@ class EncoderLayer(nn.Module):
 
 @dataclass
 class DecoderLayerCache:
-    """What one decoder layer remembers of a rollout, with the memory's reading (B, N, P, C) at every step."""
+    """What one decoder layer remembers of a rollout, with what it read of the memory."""
 
     reading: Tensor
     temporal: TemporalCache = field(default_factory=TemporalCache)
@@ -87,12 +94,12 @@ class DecoderLayerCache:
 
 
 class DecoderLayer(nn.Module):
-    """Causal temporal attention, time-gated convolution of the memory, spatial attention, in pre-norm residuals."""
+    """Causal temporal attention, the gate to the memory, spatial attention, each in a pre-norm residual."""
 
     def __init__(
         self,
         temporal: TemporalAttention,
-        gate: TimeGatedConvolution,
+        gate: TimeGatedConvolution | CrossAttention,
         spatial: SpatialAttention,
         channels: int,
         dropout: float,
@@ -116,8 +123,7 @@ class DecoderLayer(nn.Module):
     def step(self, x: Tensor, step: int, cache: DecoderLayerCache, allowed: Tensor | None) -> Tensor:
         """Map the newest decoder token (B, N, 1, C), at position `step`, to its output (B, N, 1, C)."""
         x = x + self.dropout(self.temporal.step(self.temporal_norm(x), cache.temporal))
-        reading = cache.reading[:, :, step : step + 1]
-        x = x + self.dropout(self.gate.step(self.gate_norm(x), reading, cache.gate_past))
+        x = x + self.dropout(self.gate.step(self.gate_norm(x), cache.reading, step, cache.gate_past))
         return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
 
 
@@ -137,6 +143,9 @@ class DTGLKNet(nn.Module):
         kernel_size: width of the convolutions in temporal attention and in the gate; odd.
         large_kernels: nominal kernel sizes of the large-kernel blocks, one block each.
         dropout: rate on embeddings, attention weights and sublayer outputs.
+        deformable_patches, large_branch, small_branch, use_laplacian_encoding, time_gate: parts to leave out, for
+            ablations. Without deformable patches they are regular; without its time gate the decoder has plain
+            cross-attention to the memory.
     """
 
     similarity_mask: Tensor
@@ -158,6 +167,11 @@ class DTGLKNet(nn.Module):
         kernel_size: int = 3,
         large_kernels: Sequence[int] = LARGE_KERNELS,
         dropout: float = 0.0,
+        deformable_patches: bool = True,
+        large_branch: bool = True,
+        small_branch: bool = True,
+        use_laplacian_encoding: bool = True,
+        time_gate: bool = True,
     ) -> None:
         super().__init__()
         self.horizon = horizon
@@ -166,8 +180,12 @@ class DTGLKNet(nn.Module):
         self.register_buffer("topology_mask", topology_mask)
         self.register_buffer("laplacian_encoding", laplacian_encoding)
 
-        self.front_end = LargeKernelFrontEnd(input_steps, patch_len, channels, large_kernels)
-        encoding_channels = laplacian_encoding.shape[1]
+        self.front_end = LargeKernelFrontEnd(
+            DeformablePatches(input_steps, patch_len) if deformable_patches else RegularPatches(patch_len),
+            channels,
+            [LargeKernelBlock(channels, size, large_branch, small_branch) for size in large_kernels],
+        )
+        encoding_channels = laplacian_encoding.shape[1] if use_laplacian_encoding else None
         positions = self.position_encoding(input_steps // patch_len, channels)
         self.encoder_embedding = NodeTokenEmbedding(positions, encoding_channels, dropout)
         self.encoder = nn.ModuleList(
@@ -187,7 +205,9 @@ class DTGLKNet(nn.Module):
         self.decoder = nn.ModuleList(
             DecoderLayer(
                 TemporalAttention(channels, heads, kernel_size, dropout, causal=True),
-                TimeGatedConvolution(channels, kernel_size, horizon),
+                TimeGatedConvolution(channels, kernel_size, horizon)
+                if time_gate
+                else CrossAttention(channels, heads, dropout),
                 self.spatial_attention(channels, heads, dropout),
                 channels,
                 dropout,
@@ -208,7 +228,8 @@ class DTGLKNet(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        self.front_end.patches.reset_parameters()
+        if isinstance(self.front_end.patches, DeformablePatches):
+            self.front_end.patches.reset_parameters()
 
     def merge(self) -> None:
         """Merge both branches of every large-kernel block, for inference. Outputs stay the same."""

@@ -44,12 +44,25 @@ class LargeKernelBlock(nn.Module):
     The two branches are one linear map: on M tokens, for each channel, the M x M Toeplitz matrix of their summed taps.
     This is how they are computed; depthwise convolutions at the nominal kernel sizes give the same output. `merge`
     replaces both branches by one kernel for inference, with the same output (RepLKNet, arXiv 2203.06717, section 3).
+
+    Args:
+        channels: C.
+        kernel_size: nominal taps of the large branch.
+        large_branch, small_branch: which of the two there are; at least one.
+        scale: a1 and a2 at the start.
     """
 
-    def __init__(self, channels: int, kernel_size: int, scale: float = 0.1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        large_branch: bool = True,
+        small_branch: bool = True,
+        scale: float = 0.1,
+    ) -> None:
         super().__init__()
-        self.large: DepthwiseConvolution = DepthwiseConvolution(channels, kernel_size)
-        self.small: DepthwiseConvolution | None = DepthwiseConvolution(channels, SMALL_KERNEL)
+        self.large = DepthwiseConvolution(channels, kernel_size) if large_branch else None
+        self.small = DepthwiseConvolution(channels, SMALL_KERNEL) if small_branch else None
         self.convolution_scale = nn.Parameter(torch.tensor(scale))  # a1
         self.convolution_norm = nn.BatchNorm1d(channels)
         self.expand = nn.Linear(channels, 4 * channels)
@@ -57,23 +70,25 @@ class LargeKernelBlock(nn.Module):
         self.feed_forward_scale = nn.Parameter(torch.tensor(scale))  # a2
         self.feed_forward_norm = nn.BatchNorm1d(channels)
 
+    @property
+    def branches(self) -> list[DepthwiseConvolution]:
+        """The branches there are."""
+        return [branch for branch in (self.large, self.small) if branch is not None]
+
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the small branch into the large one. The forward pass gives the same output from then on."""
-        if self.small is None:
-            return
-        kernel_size = max(self.large.weight.shape[1], self.small.weight.shape[1])
-        merged = DepthwiseConvolution(len(self.large.weight), kernel_size).to(self.large.weight)
+        """Fold both branches into one, kept as the large one. The forward pass gives the same output from then on."""
+        channels, kernel_size = max(branch.weight.shape for branch in self.branches)
         reach = kernel_size // 2 + 1  # a kernel of K taps is all of the 2 reach - 1 taps of `reach` tokens
-        merged.weight.copy_(self.large.taps(reach) + self.small.taps(reach))
-        merged.bias.copy_(self.large.bias + self.small.bias)
+        merged = DepthwiseConvolution(channels, kernel_size).to(self.branches[0].weight)
+        merged.weight.copy_(torch.stack([branch.taps(reach) for branch in self.branches]).sum(0))
+        merged.bias.copy_(torch.stack([branch.bias for branch in self.branches]).sum(0))
         self.large, self.small = merged, None
 
     def token_mixing(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return the map over tokens of both branches: matrices (C, M, M), output token first, and biases (C,)."""
-        branches = [self.large] if self.small is None else [self.large, self.small]
-        taps = torch.stack([branch.taps(tokens) for branch in branches]).sum(0)
-        bias = torch.stack([branch.bias for branch in branches]).sum(0)
+        """Return the map over tokens of all branches: matrices (C, M, M), output token first, and biases (C,)."""
+        taps = torch.stack([branch.taps(tokens) for branch in self.branches]).sum(0)
+        bias = torch.stack([branch.bias for branch in self.branches]).sum(0)
         # Row i of the Toeplitz matrix reads tap j - i at column j: a window that slides backwards as i grows.
         return taps.unfold(1, tokens, 1).flip(1), bias
 

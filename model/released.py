@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import SpatialAttention
+from model.deformable_patches import DeformablePatches
 from model.dtg_lknet import DTGLKNet
 from model.large_kernels import LargeKernelBlock
 
@@ -44,8 +45,9 @@ class ReleasedDTGLKNet(DTGLKNet):
     def reset_parameters(self) -> None:
         """Start with an offset predictor of zeros in both layers, which can never move, and block scales of 1e-8."""
         super().reset_parameters()
-        for parameter in self.front_end.patches.predictor.parameters():
-            nn.init.zeros_(parameter)
+        if isinstance(self.front_end.patches, DeformablePatches):
+            for parameter in self.front_end.patches.predictor.parameters():
+                nn.init.zeros_(parameter)
         for block in self.front_end.blocks:
             assert isinstance(block, LargeKernelBlock)
             nn.init.constant_(block.convolution_scale, 1e-8)

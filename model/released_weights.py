@@ -1,12 +1,13 @@
 """Checkpoints of the released code: its parameter names and shapes, to and from those of DTG-LKNet (either variant)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.attention import TokenConvolution
+from model.deformable_patches import DeformablePatches
 from model.dtg_lknet import DTGLKNet
 from model.large_kernels import LargeKernelBlock
 
@@ -96,13 +97,17 @@ def _released_shape(layout: Layout, shape: torch.Size, kernel_size: int) -> tupl
 
 def _unused(model: DTGLKNet) -> dict[str, Tensor]:
     """Return the tensors that the released code has in its checkpoints and never reads, by its names."""
-    tensors = {"src_embed.0.LKMS_Conv.deformable_sampling.box_coder.anchor": model.front_end.patches.centres}
+    tensors = {}
+    if isinstance(model.front_end.patches, DeformablePatches):
+        tensors["src_embed.0.LKMS_Conv.deformable_sampling.box_coder.anchor"] = model.front_end.patches.centres
     channels = model.prediction.in_features
     for part, layers in (("encoder", model.encoder), ("decoder", model.decoder)):
         for i in range(len(layers)):
             tensors[f"{part}.layers.{i}.feed_forward_gcn.att.Theta.weight"] = torch.eye(channels)
     for i, block in enumerate(model.front_end.blocks):
         assert isinstance(block, LargeKernelBlock)
+        if block.large is None:
+            continue
         name = f"src_embed.0.LKMS_Conv.backbone.layers.{i}.DW_infer"
         tensors[f"{name}.weight"] = block.large.weight.detach().unsqueeze(1)
         tensors[f"{name}.bias"] = block.large.bias.detach()
@@ -123,7 +128,7 @@ def from_released(released: Mapping[str, Tensor], model: DTGLKNet) -> dict[str, 
         ValueError: names are missing or unknown, or a shape is another; the message lists all of them.
     """
     own_state = model.state_dict()
-    rows = list(correspondences(model))
+    rows = [row for row in correspondences(model) if row.name in own_state]  # an ablation lacks some
     expected = {name for row in rows for name in row.released}
     unused = set(_unused(model))
     faults = [f"missing {name}" for name in sorted(expected - released.keys())]
@@ -166,3 +171,23 @@ def to_released(state: Mapping[str, Tensor], model: DTGLKNet) -> dict[str, Tenso
 def released_checkpoint(model: DTGLKNet) -> dict[str, Tensor]:
     """Return the state dict of `model` as the released code would load it, with the tensors that it never reads."""
     return {**to_released(model.state_dict(), model), **_unused(model)}
+
+
+def is_released(checkpoint: Mapping[str, Any]) -> bool:
+    """Say whether a checkpoint is the released code's: a bare state dict, which has no entry `weights`."""
+    return "weights" not in checkpoint
+
+
+def load_weights(model: DTGLKNet, checkpoint: Mapping[str, Any]) -> None:
+    """Give the model the weights of a checkpoint of this project, or of the released code.
+
+    Raises:
+        ValueError: names are missing or unknown, or shapes differ; the message lists them.
+    """
+    if is_released(checkpoint):
+        model.load_state_dict(from_released(checkpoint, model), strict=False)
+        return
+    try:
+        model.load_state_dict(checkpoint["weights"])
+    except RuntimeError as error:
+        raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[1:])) from None

@@ -331,7 +331,8 @@ similarity = nearst
         "mine.conf [Training] dropout: found no such key, expected a number of at least 0 and below 1",
         "mine.conf [Training] kernel_size: found '4', expected an odd integer of at least 1",
         "mine.conf [Training] num_layers: found '1.5', expected an integer of at least 1",
-        "mine.conf [Graph] similarity: found 'nearst', expected one of nearest, gaussian (did you mean 'nearest'?)",
+        "mine.conf [Graph] similarity: found 'nearst', "
+        "expected one of auto, nearest, gaussian, released, full (did you mean 'nearest'?)",
         "mine.conf [Training] nb_head: found 7, expected a divisor of d_model = 64: 1, 2, 4, 8, 16, 32, 64",
         "mine.conf [Training] num_of_hours: found 0 like num_of_days and num_of_weeks, "
         "expected at least one segment in all",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.metrics import METRICS, ForecastErrors, Scores
+from lib.metrics import SCORES, ForecastErrors, Scores
 
 
 def definition(forecast: np.ndarray, target: np.ndarray) -> Scores:
@@ -41,4 +41,4 @@ def test_targets_that_are_all_zero_have_no_relative_error() -> None:
     expected = {"mae": 1.0, "rmse": 1.0, "mape": None, "mae_nonzero": None, "rmse_nonzero": None}
     assert errors.overall() == expected
     assert errors.by_horizon() == [expected, expected]
-    assert tuple(expected) == METRICS
+    assert tuple(expected) == SCORES

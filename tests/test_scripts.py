@@ -219,3 +219,34 @@ def test_all_wrong_settings_are_listed_at_once(
 def test_a_device_that_is_not_there(make_dataset: DatasetMaker, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run.py", "--config", make_dataset(), "--device", "mps", "--dry-run") == 2
     assert "[Runtime] device: found mps, expected what PyTorch" in capsys.readouterr().err
+
+
+def test_weights_are_tested_without_training_and_exported(
+    make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_dataset(fine_tune_epochs=0)
+    start = ("run.py", "--config", config, "--output", tmp_path / "out")
+    exported = tmp_path / "epoch1"
+    assert call(*start, "--name", "trained", "--export", exported) == 0
+    trained = load_json(tmp_path / "out" / "TINY" / "trained" / "metrics.json")
+
+    capsys.readouterr()
+    assert call(*start, "--name", "again", "--test-only", "--weights", exported) == 0
+    assert "lacks its Laplacian encoding" in capsys.readouterr().out
+    again = load_json(tmp_path / "out" / "TINY" / "again" / "metrics.json")
+    assert again["test"] == trained["test"]
+    assert again["epochs"] == 0
+
+    own = tmp_path / "out" / "TINY" / "trained" / "best.pt"
+    assert call(*start, "--name", "own", "--test-only", "--weights", own) == 0
+    assert load_json(tmp_path / "out" / "TINY" / "own" / "metrics.json")["test"] == trained["test"]
+
+    capsys.readouterr()
+    assert call(*start, "--name", "wrong", "--test-only", "--weights", exported, "--set", "Training.num_layers=2") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(
+        f"error: {exported}: missing decoder.layers.1.feed_forward_gcn.att.linears.0.bias; missing "
+    )
+    assert shown.count("\n") == 1
+    assert call(*start, "--test-only") == 2
+    assert not (tmp_path / "out" / "TINY" / "wrong").exists()
