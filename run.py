@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from lib.checkpoints import BEST, load_checkpoint, load_tensors, save_tensors
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
 from lib.experiments import EXPERIMENTS, dry_run, finish_experiment, report_test, resume_experiment, start_experiment
-from lib.training import BEST, load_checkpoint, load_tensors, save_tensors
 from model.build import build_model, restore_model
 from model.dtg_lknet import DTGLKNet
 from model.released_weights import is_released, load_weights, released_checkpoint

@@ -221,6 +221,7 @@ class RuntimeConfig:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: CountOrZero = 0  # CPU threads; 0 = PyTorch's choice
+    checkpoint_minutes: PositiveNumber = 10.0  # the longest time within an epoch without a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

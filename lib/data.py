@@ -304,5 +304,5 @@ class Windows:
     def batches(self, label_starts: NDArray[np.int64] | Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield batches over all these label starts, in their order; the last one may be smaller."""
         starts = torch.as_tensor(label_starts).to(self.device)
-        for part in torch.split(starts, batch_size):
-            yield self.batch(part)
+        for first in range(0, len(starts), batch_size):
+            yield self.batch(starts[first : first + batch_size])

@@ -30,6 +30,6 @@ def run_script(main: Callable[[], None]) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None

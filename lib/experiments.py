@@ -1,11 +1,14 @@
 """A run from its settings to its results: one folder that explains itself, made once and never overwritten."""
 
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -17,6 +20,7 @@ import torch
 from torch import nn
 
 from lib.baselines import score_baselines, targets
+from lib.checkpoints import BEST, LAST, load_checkpoint
 from lib.config import Config, load_config
 from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
@@ -32,7 +36,7 @@ from lib.reporting import (
     save_metrics,
     save_predictions,
 )
-from lib.training import BEST, LAST, Trainer, load_checkpoint
+from lib.training import Trainer
 
 EXPERIMENTS = REPOSITORY_ROOT / "experiments"
 SETTINGS = "settings.ini"
@@ -41,28 +45,39 @@ Builder = Callable[..., nn.Module]  # model.build.build_model
 Restorer = Callable[[Mapping[str, Any], Mapping[str, Any]], nn.Module]  # model.build.restore_model
 
 
-def create_run_folder(root: Path, config: Config, name: str | None) -> Path:
-    """Make the folder of a new run, `<root>/<dataset>/<name>`, named by variant, seed and time when `name` is None.
+def run_name(config: Config, name: str | None) -> str:
+    """Return the name of a new run: the one asked for, or one of variant, seed and time.
 
     Raises:
-        InputError: there is such a run already, or the name is more than a name.
+        InputError: the name is more than a name.
     """
-    seed, variant = config.training.seed, config.model.variant
-    chosen = name or f"{variant}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    chosen = name or f"{config.model.variant}-seed{config.training.seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     if Path(chosen).name != chosen or chosen.startswith("."):
         raise InputError(f"--name: found {chosen!r}, expected a name without '/' that does not start with '.'")
-    parent = root / config.data.dataset_name
-    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-        folder = parent / f"{chosen}{suffix}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if name is not None:
-                raise InputError(f"--name: found a run in {folder}, expected a new name, or --resume") from None
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    raise InputError(f"{parent}: found 99 runs called {chosen}, expected --name")
+    return chosen
+
+
+@contextmanager
+def new_run_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which becomes the run's when the block succeeds: a run is there whole or not.
+
+    Raises:
+        InputError: there is such a run already, or the folder cannot be made.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    taken = f"--name: found a run in {folder}, expected a new name, or --resume"
+    if folder.exists():
+        raise InputError(taken)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)  # fails when another run has just taken the name
+    except OSError as error:
+        raise InputError(
+            taken if folder.exists() else f"{folder}: cannot be made: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def describe_environment(config: Config, device: torch.device) -> dict[str, Any]:
@@ -144,9 +159,12 @@ class Experiment:
 def start_experiment(config: Config, root: Path, name: str | None, build_model: Builder) -> Experiment:
     """Prepare series and graphs, build the model with its seed, and make the folder of a new run.
 
+    The folder is there only with all that it takes to resume the run.
+
     Raises:
         InputError: any input is not as it should be; there is no folder then.
     """
+    folder = root / config.data.dataset_name / run_name(config, name)
     configure_cpu(config.runtime.threads)
     device = choose_device(config.runtime.device)
     links = links_for(config)
@@ -158,8 +176,6 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
     tensors = (graphs.similarity, graphs.topology, graphs.laplacian_encoding)
     model = build_model(*(torch.from_numpy(array) for array in tensors), **arguments)
 
-    folder = create_run_folder(root, config, name)
-    describe_run(folder, config, device)
     extra = {
         "model": arguments,
         "settings": config.to_ini(),
@@ -167,7 +183,15 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
         "sensor_ids": links.sensor_ids,
         "data_fingerprint": prepared.source_fingerprint,
     }
-    return Experiment(folder, config, prepared, _trainer(model, prepared, config, folder, extra, device))
+    trainer = _trainer(model, prepared, config, folder, extra, device)
+    with new_run_folder(folder) as partial:
+        with written_whole(partial / SETTINGS) as settings:
+            settings.write_text(config.to_ini(), encoding="utf-8")
+        save_json(partial / "environment.json", describe_environment(config, device))
+        trainer.folder = partial
+        trainer.save(LAST)
+        trainer.folder = folder
+    return Experiment(folder, config, prepared, trainer)
 
 
 def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | None) -> Experiment:
@@ -177,9 +201,9 @@ def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | 
         InputError: there is no such run, it has no checkpoint yet, or its series has changed.
     """
     config = _load_settings(folder)
-    configure_cpu(config.runtime.threads)
-    device = choose_device(device_name or config.runtime.device)
     checkpoint = load_checkpoint(folder / LAST)
+    configure_cpu(checkpoint["threads"])  # another number of threads adds up in another order
+    device = choose_device(device_name or config.runtime.device)
     prepared = _matching_prepared(config, checkpoint, folder / LAST)
     model = restore_model(checkpoint["model"], checkpoint["weights"])
     extra = {key: checkpoint[key] for key in ("model", "settings", "scaling", "sensor_ids", "data_fingerprint")}
@@ -199,7 +223,16 @@ def _trainer(
         print(epoch_line(history[-1]), flush=True)
 
     windows = Windows(prepared, config.data.num_for_predict, device)
-    return Trainer(model.to(device), windows, prepared.label_starts, config.training, folder, extra, report)
+    return Trainer(
+        model.to(device),
+        windows,
+        prepared.label_starts,
+        config.training,
+        folder,
+        extra,
+        report,
+        checkpoint_seconds=60 * config.runtime.checkpoint_minutes,
+    )
 
 
 def epoch_line(entry: Mapping[str, Any]) -> str:
@@ -224,17 +257,18 @@ def dry_run(config: Config, build_model: Builder) -> str:
     return f"dry run, one batch of each stage, validation and test: {seconds:.1f} s, peak memory {memory:.2f} GiB"
 
 
-def describe_run(folder: Path, config: Config, device: torch.device) -> None:
-    """Write the resolved settings and the environment of a new run into its folder."""
-    with written_whole(folder / SETTINGS) as partial:
-        partial.write_text(config.to_ini(), encoding="utf-8")
-    save_json(folder / "environment.json", describe_environment(config, device))
-
-
 def finish_experiment(experiment: Experiment) -> list[Path]:
-    """Train to the end, test the best weights, write and print all results, and return the figures' paths."""
-    experiment.trainer.fit()
-    return report_test(experiment)
+    """Train to the end, test the best weights, write and print all results, and return the figures' paths.
+
+    Raises:
+        InputError: training failed.
+        KeyboardInterrupt: with the command that goes on.
+    """
+    try:
+        experiment.trainer.fit()
+        return report_test(experiment)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with: python run.py --resume {experiment.folder}") from None
 
 
 def report_test(experiment: Experiment) -> list[Path]:

@@ -5,6 +5,8 @@ It owns the loop and all of its state. Of a model it needs `model(series, values
 """
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,14 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from lib.checkpoints import BEST, LAST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from lib.config import TrainingConfig
 from lib.data import Batch, Windows
 from lib.errors import InputError
-from lib.files import written_whole
 from lib.metrics import ForecastErrors
 
-CHECKPOINT_FORMAT = 1
-LAST, BEST = "last.pt", "best.pt"
 FINE_TUNING_SHARE = 0.1  # of the learning rate, in stage 2
 
 
@@ -52,6 +52,9 @@ class Progress:
 
     stage: int = 0  # index into the stages
     epoch: int = 0  # finished epochs of that stage
+    batch: int = 0  # finished batches of the epoch after those
+    loss_sum: float = 0.0  # over the samples of these batches
+    seconds: float = 0.0  # that these batches took
     best_loss: float = math.inf
     epochs_without_better: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
@@ -65,41 +68,28 @@ class Evaluation(NamedTuple):
     forecast: NDArray[np.float32] | None  # (samples, N, P), raw units
 
 
-def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all."""
-    with written_whole(path) as partial:
-        torch.save(dict(content), partial)
+class Interruption:
+    """Lets a first Ctrl-C, or SIGTERM, wait until the step in progress is done; a second one does not wait.
 
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Read a file that torch.save wrote, of a dictionary of tensors and plain values only.
-
-    Raises:
-        InputError: the file is missing or damaged, or holds anything else.
+    Use as a context manager; `asked` says whether to stop. Outside the main thread signals are left alone.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected a checkpoint") from None
-    except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-        raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({reason})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
-    return content
 
+    def __init__(self) -> None:
+        self.asked = False
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this project.
+    def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
-    Raises:
-        InputError: the file is missing, damaged, or not such a checkpoint.
-    """
-    checkpoint = load_tensors(path)
-    if checkpoint.get("format") != CHECKPOINT_FORMAT:
-        found = checkpoint.get("format")
-        raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}")
-    return checkpoint
+    def __enter__(self) -> "Interruption":
+        signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self.previous = {number: signal.signal(number, self._note) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 def rollout(model: nn.Module, batch: Batch) -> Tensor:
@@ -154,9 +144,10 @@ class Trainer:
         windows: of the series.
         label_starts: of each split.
         config: settings of the training.
-        folder: where `last.pt` (all there is to go on from) and `best.pt` (the best weights so far) are kept.
+        folder: where the checkpoints `last.pt` and `best.pt` are kept.
         extra: plain values and tensors that both checkpoints carry along, for whoever loads them.
         report: called after each epoch with the entries of all epochs so far.
+        checkpoint_seconds: the longest time within an epoch without a checkpoint.
     """
 
     def __init__(
@@ -168,11 +159,14 @@ class Trainer:
         folder: Path,
         extra: Mapping[str, Any],
         report: Callable[[list[dict[str, Any]]], None],
+        checkpoint_seconds: float,
     ) -> None:
         self.model, self.windows, self.label_starts = model, windows, label_starts
         self.config, self.folder, self.extra, self.report = config, folder, extra, report
+        self.checkpoint_seconds = checkpoint_seconds
         self.stages = stages(config)
         self.progress = Progress()
+        self.random_state: Mapping[str, Any] | None = None  # to go on from, within an epoch
         self.optimizer = self._new_optimizer()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -188,11 +182,19 @@ class Trainer:
             self.progress = Progress(**checkpoint["progress"])
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.random_state = checkpoint["random_state"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / LAST}: does not fit its run: {error}") from None
 
     def fit(self) -> None:
-        """Train both stages from where progress stands, with a checkpoint after every epoch."""
+        """Train both stages from where progress stands, with checkpoints after every epoch and by time within it.
+
+        Stopped at any moment and resumed from the last checkpoint, it ends with the same weights, on a CPU to the bit.
+
+        Raises:
+            InputError: the loss of an epoch is not finite.
+            KeyboardInterrupt: by Ctrl-C or SIGTERM, after a checkpoint.
+        """
         while True:
             stage = self.stages[self.progress.stage]
             patience = self.config.patience
@@ -216,21 +218,18 @@ class Trainer:
     def _run_epoch(self, stage: Stage) -> None:
         progress = self.progress
         number = len(progress.history) + 1
-        started = time.perf_counter()
         train_loss = self._train_epoch(stage, number)
         if not math.isfinite(train_loss):
             raise InputError(
                 f"epoch {number}: found a training loss of {train_loss}, expected a finite one: lower learning_rate or "
-                f"set clip_grad_norm; {self.folder / LAST} keeps the epoch before"
+                f"set clip_grad_norm; {self.folder / LAST} keeps the weights of an earlier step"
             )
+        self.save(LAST)
+        started = time.perf_counter()
         validated = evaluate(
             self.model, self.windows, self.label_starts["val"], self.config.batch_size, f"epoch {number} validation"
         )
         better = validated.loss < progress.best_loss
-        progress.epoch += 1
-        progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
-        if better:
-            progress.best_loss = validated.loss
         progress.history.append(
             {
                 "epoch": number,
@@ -240,33 +239,50 @@ class Trainer:
                 "val_loss": validated.loss,
                 **{f"val_{name}": value for name, value in validated.errors.overall().items()},
                 "best": better,
-                "seconds": round(time.perf_counter() - started, 3),
+                "seconds": round(progress.seconds + time.perf_counter() - started, 3),
             }
         )
+        progress.epoch += 1
+        progress.batch, progress.loss_sum, progress.seconds = 0, 0.0, 0.0
+        progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
         if better:
+            progress.best_loss = validated.loss
             self.save(BEST)
         self.save(LAST)
         self.report(progress.history)
 
     def _train_epoch(self, stage: Stage, number: int) -> float:
-        """Train one epoch and return its mean loss. Its order and dropout depend on seed and number alone."""
+        """Train what is left of an epoch and return its mean loss. Its order depends on seed and number alone."""
+        progress, batch_size = self.progress, self.config.batch_size
         torch.manual_seed(self.config.seed * 100_003 + number)
         starts = torch.from_numpy(self.label_starts["train"])
         order = starts[torch.randperm(len(starts))]
         if self.config.max_batches:
-            order = order[: self.config.max_batches * self.config.batch_size]
+            order = order[: self.config.max_batches * batch_size]
+        if progress.batch and self.random_state is not None:
+            restore_random_state(self.random_state)
         self.model.train()
-        total = torch.zeros((), device=self.windows.device)
-        with tqdm(
-            total=len(order), desc=f"epoch {number} {stage.name}", unit="sample", leave=False, disable=None
-        ) as bar:
-            for batch in self.windows.batches(order, self.config.batch_size):
+        self.loss_sum = torch.tensor(progress.loss_sum, device=self.windows.device)
+        done = min(progress.batch * batch_size, len(order))
+        name = f"epoch {number} {stage.name}"
+        bar = tqdm(total=len(order), initial=done, desc=name, unit="sample", leave=False, disable=None)
+        with bar, Interruption() as interruption:
+            saved = started = time.perf_counter()
+            for batch in self.windows.batches(order[done:], batch_size):
                 loss = self._step(stage, batch)
-                total += loss * len(batch.series)
+                self.loss_sum += loss * len(batch.series)
+                progress.batch += 1
+                now = time.perf_counter()
+                progress.seconds, started = progress.seconds + now - started, now
+                if interruption.asked or now - saved > self.checkpoint_seconds:
+                    self.save(LAST)
+                    saved = now
+                if interruption.asked:
+                    raise KeyboardInterrupt
                 bar.update(len(batch.series))
                 if not bar.disable and bar.n == bar.last_print_n:  # only when the bar is drawn: .item() waits
                     bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        return total.item() / len(order)
+        return self.loss_sum.item() / len(order)
 
     def _step(self, stage: Stage, batch: Batch) -> Tensor:
         """Take one step of the optimiser and return the loss, still on the device."""
@@ -280,16 +296,15 @@ class Trainer:
         return loss.detach()
 
     def save(self, name: str) -> None:
-        """Write a checkpoint of that name; only the last one needs the optimiser, to go on from."""
-        checkpoint = {
-            "format": CHECKPOINT_FORMAT,
-            **self.extra,
-            "weights": self.model.state_dict(),
-            "progress": asdict(self.progress),
-        }
+        """Write the checkpoint of that name; only the last one needs what it takes to go on."""
+        content = {**self.extra, "weights": self.model.state_dict()}
         if name == LAST:
-            checkpoint["optimizer"] = self.optimizer.state_dict()
-        save_tensors(self.folder / name, checkpoint)
+            if self.progress.batch:
+                self.progress.loss_sum = self.loss_sum.item()
+            content["optimizer"] = self.optimizer.state_dict()
+            content["random_state"] = random_state()
+            content["threads"] = torch.get_num_threads()
+        save_checkpoint(self.folder / name, {**content, "progress": asdict(self.progress)})
 
     def test(self) -> Evaluation:
         """Score the best weights on the test split, keeping the forecasts."""

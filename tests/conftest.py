@@ -1,12 +1,16 @@
-"""Small data sets on disk, in PEMS format, for every test that needs one."""
+"""Small data sets on disk, in PEMS format, and the scripts as a user calls them, for every test that needs one."""
 
+import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lib.errors import run_script
 from lib.files import REPOSITORY_ROOT
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -20,34 +24,33 @@ def one_thread() -> None:
 
 
 DatasetMaker = Callable[..., Path]
+Call = Callable[..., int]
 
 
-@pytest.fixture
-def make_dataset(tmp_path: Path) -> DatasetMaker:
-    """Give a function that writes a series, its links and a configuration, and returns the configuration's path."""
-
-    def make(
-        data: np.ndarray | None = None,
-        name: str = "TINY",
-        weeks: int = 0,
-        days: int = 1,
-        hours: int = 2,
-        horizon: int = 3,
-        points_per_hour: int = 2,
-        batch_size: int = 16,
-        epochs: int = 1,
-        fine_tune_epochs: int = 1,
-        extra: str = "",
-    ) -> Path:
-        data = tiny_series() if data is None else data
-        folder = tmp_path / name
-        folder.mkdir()
-        np.savez(folder / f"{name}.npz", data=data)
-        links = "".join(f"{i},{i + 1},1.0\n" for i in range(data.shape[1] - 1))
-        (folder / f"{name}.csv").write_text("from,to,cost\n" + links)
-        config = tmp_path / f"{name}.conf"
-        config.write_text(
-            f"""[Data]
+def write_dataset(
+    root: Path,
+    data: np.ndarray | None = None,
+    name: str = "TINY",
+    weeks: int = 0,
+    days: int = 1,
+    hours: int = 2,
+    horizon: int = 3,
+    points_per_hour: int = 2,
+    batch_size: int = 16,
+    epochs: int = 1,
+    fine_tune_epochs: int = 1,
+    extra: str = "",
+) -> Path:
+    """Write a series, its links and a configuration, and return the configuration's path."""
+    data = tiny_series() if data is None else data
+    folder = root / name
+    folder.mkdir()
+    np.savez(folder / f"{name}.npz", data=data)
+    links = "".join(f"{i},{i + 1},1.0\n" for i in range(data.shape[1] - 1))
+    (folder / f"{name}.csv").write_text("from,to,cost\n" + links)
+    config = root / f"{name}.conf"
+    config.write_text(
+        f"""[Data]
 adj_filename = {folder / name}.csv
 graph_signal_matrix_filename = {folder / name}.npz
 num_of_vertices = {data.shape[1]}
@@ -69,10 +72,30 @@ num_layers = 1
 d_model = 8
 nb_head = 2
 {extra}"""
-        )
-        return config
+    )
+    return config
 
-    return make
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> DatasetMaker:
+    """Give a function that writes a data set into the test's own folder: `write_dataset` without its first argument."""
+    return partial(write_dataset, tmp_path)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """Give a function that calls a script as the command line would, from another folder, and returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            run_script(import_module(Path(script).stem).main)
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+        return 0
+
+    return call
 
 
 def tiny_series(days: int = 8, sensors: int = 5, steps_per_day: int = 48, seed: int = 0) -> np.ndarray:

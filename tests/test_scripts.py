@@ -9,31 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import create_dtw
-import PrepareData
-import run
-from lib.errors import run_script
 from lib.files import REPOSITORY_ROOT, load_json
-from tests.conftest import DatasetMaker, tiny_series
+from tests.conftest import Call, DatasetMaker, tiny_series
 
-SCRIPTS = {"PrepareData.py": PrepareData, "create_dtw.py": create_dtw, "run.py": run}
-Call = Callable[..., int]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """Give a function that calls a script as the command line would, from another folder, and returns the exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(script: str, *arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        try:
-            run_script(SCRIPTS[script].main)
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-        return 0
-
-    return call
+SCRIPTS = ("PrepareData.py", "create_dtw.py", "run.py")
 
 
 def files_below(folder: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """The engine, end to end on a tiny data set: stages, best weights, resuming, determinism."""
 
 import contextlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.checkpoints import BEST, LAST, load_checkpoint
 from lib.config import Config, load_config
 from lib.errors import InputError
 from lib.experiments import Experiment, finish_experiment, open_run, resume_experiment, start_experiment
@@ -15,7 +17,7 @@ from lib.files import load_json
 from lib.metrics import ForecastErrors
 from lib.preparation import prepared_for
 from lib.reporting import read_log
-from lib.training import BEST, LAST, Trainer, evaluate, load_checkpoint
+from lib.training import Trainer, evaluate
 from model.build import build_model, restore_model
 from tests.conftest import REAL_DATA, DatasetMaker
 
@@ -93,32 +95,85 @@ def test_the_same_seed_gives_the_same_metrics_to_the_bit(make_dataset: DatasetMa
     assert (other / "metrics.json").read_bytes() != (folders[0] / "metrics.json").read_bytes()
 
 
-@pytest.mark.parametrize("finished_epochs", [1, 2, 3, 4])
-def test_resuming_equals_not_stopping(
-    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_epochs: int
-) -> None:
-    config = load_config(make_dataset(epochs=2, fine_tune_epochs=2, extra="\n"), ["Training.dropout=0.2"])
-    whole = run(config, tmp_path / "out", "whole")
+def kill_in_step(experiment: Experiment, last_step: int) -> None:
+    """Run the experiment to its end, or until so many steps of the optimiser are done, like a kill in the next one."""
+    step, steps = experiment.trainer._step, iter(range(last_step))
 
-    killed = start(config, tmp_path / "out", "killed")
-    train_epoch = Trainer._train_epoch
-
-    def killed_after(self: Trainer, stage: Any, number: int) -> float:
-        if number > finished_epochs:
+    def step_until_killed(stage: Any, batch: Any) -> torch.Tensor:
+        if next(steps, None) is None:
             raise SystemExit
-        return train_epoch(self, stage, number)
+        return step(stage, batch)
 
-    with monkeypatch.context() as patched, contextlib.suppress(SystemExit):
-        patched.setattr(Trainer, "_train_epoch", killed_after)
-        finish_experiment(killed)
+    with pytest.MonkeyPatch.context() as patched, contextlib.suppress(SystemExit):
+        patched.setattr(experiment.trainer, "_step", step_until_killed)
+        finish_experiment(experiment)
 
-    resumed = resume_experiment(killed.folder, restore_model, None)
-    assert resumed.config == config
-    finish_experiment(resumed)
-    assert_same_weights(whole, resumed.folder)
-    assert (whole / "metrics.json").read_bytes() == (resumed.folder / "metrics.json").read_bytes()
-    timeless = [[{**entry, "seconds": 0} for entry in read_log(path)] for path in (whole, resumed.folder)]
+
+def assert_same_runs(whole: Path, resumed: Path) -> None:
+    assert_same_weights(whole, resumed)
+    assert (whole / "metrics.json").read_bytes() == (resumed / "metrics.json").read_bytes()
+    timeless = [[{**entry, "seconds": 0} for entry in read_log(path)] for path in (whole, resumed)]
     assert timeless[0] == timeless[1]
+
+
+def test_resuming_equals_not_stopping(
+    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.experiments.make_figures", lambda *_: [])  # they take longer than the training
+    settings = ["Training.dropout=0.2", "Training.max_batches=3", "Runtime.checkpoint_minutes=1e-9"]
+    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1), settings)
+    whole = run(config, tmp_path / "out", "whole")
+    for last_step in range(10):  # before the first step, within and between the epochs of both stages, at the end
+        killed = start(config, tmp_path / "out", f"killed-{last_step}")
+        kill_in_step(killed, last_step)
+        resumed = resume_experiment(killed.folder, restore_model, None)
+        assert resumed.config == config
+        finish_experiment(resumed)
+        assert_same_runs(whole, resumed.folder)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_the_same(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(epochs=1, fine_tune_epochs=1), ["Training.max_batches=4"])  # checkpoints by epoch
+    whole = run(config, tmp_path / "out", "whole")
+    experiment = start(config, tmp_path / "out", "killed")
+    for last_step in (2, 5, 1, 9):
+        kill_in_step(experiment, last_step)
+        experiment = resume_experiment(experiment.folder, restore_model, None)
+    finish_experiment(experiment)
+    assert_same_runs(whole, experiment.folder)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(epochs=1, fine_tune_epochs=0), ["Training.max_batches=4"])
+    whole = run(config, tmp_path / "out", "whole")
+    experiment = start(config, tmp_path / "out", "interrupted")
+    step = experiment.trainer._step
+
+    def interrupted_step(stage: Any, batch: Any) -> torch.Tensor:
+        if experiment.trainer.progress.batch == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(stage, batch)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment.trainer, "_step", interrupted_step)
+        with pytest.raises(KeyboardInterrupt, match=r"go on with: .* --resume"):
+            finish_experiment(experiment)
+    resumed = resume_experiment(experiment.folder, restore_model, None)
+    assert resumed.trainer.progress.batch == 2
+    finish_experiment(resumed)
+    assert_same_runs(whole, resumed.folder)
+
+
+def test_a_run_is_there_whole_or_not(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(InputError, match="cannot be made: No space left on device"):
+            start(config, tmp_path / "out")
+    assert list((tmp_path / "out" / "TINY").iterdir()) == []
+    start(config, tmp_path / "out")
+    with pytest.raises(InputError, match="found a run in"):
+        start(config, tmp_path / "out")
 
 
 def test_the_second_stage_starts_from_the_best_weights_of_the_first(make_dataset: DatasetMaker, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Checkpoints: tensors and plain values only, written whole or not at all, and the random state that goes with them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.files import written_whole
+
+CHECKPOINT_FORMAT = 1
+LAST, BEST = "last.pt", "best.pt"  # all there is to go on from; the best weights so far
+
+
+def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all."""
+    with written_whole(path) as partial:
+        torch.save(dict(content), partial)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read a file that torch.save wrote, of a dictionary of tensors and plain values only.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds anything else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected a checkpoint") from None
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({reason})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
+    return content
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint of this project."""
+    save_tensors(path, {"format": CHECKPOINT_FORMAT, **content})
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project.
+
+    Raises:
+        InputError: the file is missing, damaged, or not such a checkpoint.
+    """
+    checkpoint = load_tensors(path)
+    if checkpoint.get("format") != CHECKPOINT_FORMAT:
+        found = checkpoint.get("format")
+        raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}")
+    return checkpoint
+
+
+def random_state() -> dict[str, Tensor | list[Tensor]]:
+    """Return the states of PyTorch's generators, the only ones that training draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put PyTorch's generators back into a state of `random_state`; those of GPUs only where there are as many."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
