@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 CONFIG := configurations/DEMO.conf
 
-.PHONY: env demo test lint
+.PHONY: env demo test test-slow lint
 
 env: .venv/complete
 
@@ -21,6 +21,9 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest --cov=lib --cov=model --cov-report=term
+
+test-slow: env
+	$(BIN)/python -m pytest -m slow
 
 lint: env
 	$(BIN)/python -m ruff check .

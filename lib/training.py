@@ -23,9 +23,11 @@ from tqdm import tqdm
 from lib.checkpoints import BEST, LAST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from lib.config import TrainingConfig
 from lib.data import Batch, Windows
+from lib.diagnostics import largest_activations
 from lib.errors import InputError
 from lib.metrics import ForecastErrors
 
+CHECK_EVERY = 50  # batches between two looks at the loss on a GPU, where each look waits for it
 FINE_TUNING_SHARE = 0.1  # of the learning rate, in stage 2
 
 
@@ -219,11 +221,6 @@ class Trainer:
         progress = self.progress
         number = len(progress.history) + 1
         train_loss = self._train_epoch(stage, number)
-        if not math.isfinite(train_loss):
-            raise InputError(
-                f"epoch {number}: found a training loss of {train_loss}, expected a finite one: lower learning_rate or "
-                f"set clip_grad_norm; {self.folder / LAST} keeps the weights of an earlier step"
-            )
         self.save(LAST)
         started = time.perf_counter()
         validated = evaluate(
@@ -263,6 +260,7 @@ class Trainer:
             restore_random_state(self.random_state)
         self.model.train()
         self.loss_sum = torch.tensor(progress.loss_sum, device=self.windows.device)
+        check_every = 1 if self.windows.device.type == "cpu" else CHECK_EVERY
         done = min(progress.batch * batch_size, len(order))
         name = f"epoch {number} {stage.name}"
         bar = tqdm(total=len(order), initial=done, desc=name, unit="sample", leave=False, disable=None)
@@ -272,6 +270,9 @@ class Trainer:
                 loss = self._step(stage, batch)
                 self.loss_sum += loss * len(batch.series)
                 progress.batch += 1
+                if progress.batch % check_every == 0 or progress.batch * batch_size >= len(order):
+                    first = max(0, progress.batch - check_every)
+                    self._check_finite(number, order[first * batch_size : progress.batch * batch_size])
                 now = time.perf_counter()
                 progress.seconds, started = progress.seconds + now - started, now
                 if interruption.asked or now - saved > self.checkpoint_seconds:
@@ -290,10 +291,24 @@ class Trainer:
         loss = F.l1_loss(forecast, batch.target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.config.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm or math.inf)
         self.optimizer.step()
-        return loss.detach()
+        return loss.detach() + 0 * norm  # not finite where the gradient is not
+
+    def _check_finite(self, epoch: int, label_starts: Tensor) -> None:
+        """Raise when a loss or gradient since the last check was not finite; `label_starts` are those since then."""
+        if math.isfinite(self.loss_sum.item()):
+            return
+        self.model.load_state_dict(load_checkpoint(self.folder / LAST)["weights"])  # the last good ones
+        batches = self.windows.batches(label_starts, self.config.batch_size)
+        activations = [item for batch in batches for item in largest_activations(self.model, batch)]
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in sorted(activations, key=lambda item: -item[1])[:5])
+        starts = " ".join(map(str, label_starts.tolist()[:8]))
+        raise InputError(
+            f"epoch {epoch}, batch {self.progress.batch}: found a loss or gradient that is not finite, expected finite "
+            f"ones: lower learning_rate or set clip_grad_norm; label starts {starts} ...; largest activations with the "
+            f"weights of {self.folder / LAST}: {shown}"
+        )
 
     def save(self, name: str) -> None:
         """Write the checkpoint of that name; only the last one needs what it takes to go on."""

@@ -1,6 +1,7 @@
 """The engine, end to end on a tiny data set: stages, best weights, resuming, determinism."""
 
 import contextlib
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from lib.checkpoints import BEST, LAST, load_checkpoint
 from lib.config import Config, load_config
+from lib.data import Batch
+from lib.diagnostics import largest_activations
 from lib.errors import InputError
 from lib.experiments import Experiment, finish_experiment, open_run, resume_experiment, start_experiment
 from lib.files import load_json
@@ -235,11 +238,40 @@ def test_evaluation_does_not_depend_on_the_batch_size(make_dataset: DatasetMaker
     assert evaluations[2].errors.overall() == pytest.approx(evaluations[0].errors.overall(), rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_epoch(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=3), ["Training.learning_rate=1e30"])
-    trainer = start(config, tmp_path / "out").trainer
-    with pytest.raises(InputError, match=r"epoch 1: found a training loss of (nan|inf), expected a finite one"):
-        trainer.fit()
+def test_a_loss_that_is_not_finite_is_reported_with_its_batch(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    trainer = start(load_config(make_dataset(epochs=3)), tmp_path / "out").trainer
+    before = (trainer.folder / LAST).read_bytes()
+    step, seen = trainer._step, []
+
+    def poisoned_step(stage: Any, batch: Any) -> torch.Tensor:
+        seen.append(batch)
+        if len(seen) == 3:
+            batch.target[0, 0, 0] = torch.inf
+        return step(stage, batch)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer, "_step", poisoned_step)
+        with pytest.raises(InputError, match=r"epoch 1, batch 3: found a loss or gradient that is not finite") as fault:
+            trainer.fit()
+    message = str(fault.value)
+    assert re.search(
+        r"label starts (\d+ ){8}\.\.\.; largest activations with the weights of .*last\.pt: \S+ \d", message
+    )
+    assert (trainer.folder / LAST).read_bytes() == before
+
+
+def test_the_largest_activation_is_found_by_module() -> None:
+    model = build_model(
+        *[torch.eye(3, dtype=torch.bool)] * 2, torch.randn(3, 4), variant="described",
+        input_steps=8, horizon=2, patch_len=4, channels=8, layers=1, heads=2,
+    )  # fmt: skip
+    with torch.no_grad():
+        model.encoder[0].temporal.value.bias.fill_(1e6)
+    batch = Batch(torch.randn(2, 3, 8), torch.randn(2, 3), torch.randn(2, 3, 2), torch.randn(2, 3, 2))
+    (name, value), *_ = largest_activations(model.eval(), batch)
+    assert name.startswith("encoder.0.temporal")
+    assert value > 1e5
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_run_of_another_series_is_refused(make_dataset: DatasetMaker, tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""What went wrong in a batch: the largest activation of every module."""
+
+import torch
+from torch import Tensor, nn
+
+from lib.data import Batch
+
+SHOWN = 5
+
+
+@torch.no_grad()
+def largest_activations(model: nn.Module, batch: Batch) -> list[tuple[str, float]]:
+    """Return the modules whose outputs are largest in magnitude on a batch, NaN first, with that magnitude."""
+    found: dict[str, float] = {}
+
+    def record(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.numel():
+            largest = output.abs().max().item()
+            found[name] = largest if largest != largest else max(largest, found.get(name, 0.0))
+
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
+        for name, module in model.named_modules()
+        if name and not any(module.children())
+    ]
+    try:
+        model(batch.series, batch.teacher)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ranked = sorted(found.items(), key=lambda item: float("inf") if item[1] != item[1] else item[1], reverse=True)
+    return ranked[:SHOWN]
