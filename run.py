@@ -10,7 +10,15 @@ from torch import Tensor
 from lib.checkpoints import BEST, load_checkpoint, load_tensors, save_tensors
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
-from lib.experiments import EXPERIMENTS, dry_run, finish_experiment, report_test, resume_experiment, start_experiment
+from lib.experiments import (
+    EXPERIMENTS,
+    complete_run,
+    dry_run,
+    finish_experiment,
+    report_test,
+    resume_experiment,
+    start_experiment,
+)
 from model.build import build_model, restore_model
 from model.dtg_lknet import DTGLKNet
 from model.released_weights import is_released, load_weights, released_checkpoint
@@ -18,11 +26,16 @@ from model.released_weights import is_released, load_weights, released_checkpoin
 EXAMPLES = """examples:
   python run.py --config configurations/PEMS04.conf --seed 1
   python run.py --config configurations/PEMS04.conf --set Training.batch_size=8 --name small-batches
+  python run.py --config configurations/PEMS04.conf --seed 1 2 3 4 5
   python run.py --config configurations/PEMS04.conf --dry-run
   python run.py --resume experiments/PEMS04/small-batches
   python run.py --config configurations/PEMS04.conf --set Model.variant=released --test-only --weights epoch50
 """
-SETTING_FLAGS = {"seed": "Training.seed", "epochs": "Training.epochs", "fine_tune_epochs": "Training.fine_tune_epochs"}
+SETTING_FLAGS = {
+    "epochs": "Training.epochs",
+    "fine_tune_epochs": "Training.fine_tune_epochs",
+    "device": "Runtime.device",
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,9 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, help="INI file of the data set: start a new run")
-    source.add_argument("--resume", type=Path, metavar="DIR", help="run folder: go on from its last finished epoch")
+    source.add_argument("--resume", type=Path, metavar="DIR", help="run folder: go on from its last checkpoint")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
-    parser.add_argument("--seed", help="seed of weights, order and dropout (default: the INI's, or 0)")
+    parser.add_argument("--seed", nargs="+", help="seed of weights, order and dropout; several make a run each")
     parser.add_argument("--epochs", help="epochs of stage 1, teacher forcing")
     parser.add_argument("--fine-tune-epochs", help="epochs of stage 2, through the rollout")
     parser.add_argument("--device", help="auto, cpu, cuda or mps (default: the INI's, or auto)")
@@ -56,17 +69,21 @@ def parse_arguments() -> argparse.Namespace:
             raise InputError(f"--resume: found --{flag.replace('_', '-')} too, expected the run's own settings alone")
     if arguments.test_only and not arguments.weights:
         raise InputError("--test-only: found no --weights, expected the weights to test")
+    for flag in ("weights", "export", "dry_run"):
+        if len(arguments.seed or ()) > 1 and getattr(arguments, flag):
+            raise InputError(f"--seed: found several with --{flag.replace('_', '-')}, expected one")
     return arguments
 
 
-def read_config(arguments: argparse.Namespace) -> Config:
-    """Read the INI file; a flag is a setting said otherwise, and is checked like one."""
-    flags = {**SETTING_FLAGS, "device": "Runtime.device"}
-    changed = [f"{key}={getattr(arguments, flag)}" for flag, key in flags.items() if getattr(arguments, flag)]
-    config = load_config(arguments.config, [*arguments.set, *changed])
-    for notice in config.notices:
+def read_configs(arguments: argparse.Namespace) -> list[Config]:
+    """Read the INI file, once for each seed; a flag is a setting said otherwise, and is checked like one."""
+    flags = {flag: getattr(arguments, flag) for flag in SETTING_FLAGS}
+    changes = [*arguments.set, *(f"{SETTING_FLAGS[flag]}={value}" for flag, value in flags.items() if value)]
+    seeds = [[f"Training.seed={seed}"] for seed in arguments.seed or ()]
+    configs = [load_config(arguments.config, [*changes, *seed]) for seed in seeds or [[]]]
+    for notice in configs[0].notices:
         print(notice)
-    return config
+    return configs
 
 
 def builder(weights: Path) -> Callable[..., DTGLKNet]:
@@ -92,7 +109,13 @@ def main() -> None:
     if arguments.resume:
         experiment = resume_experiment(arguments.resume.resolve(), restore_model, arguments.device)
     else:
-        config = read_config(arguments)
+        config, *others = read_configs(arguments)
+        if others:  # named by seed, so that the same command goes on where it stopped
+            for one in (config, *others):
+                name = f"{arguments.name or one.model.variant}-seed{one.training.seed}"
+                print(f"\n== {name} ==")
+                complete_run(one, arguments.output, name, build_model, restore_model)
+            return
         build = builder(arguments.weights) if arguments.weights else build_model
         if arguments.dry_run:
             print(dry_run(config, build))

@@ -110,15 +110,11 @@ class DecoderLayer(nn.Module):
         self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, allowed: Tensor | None) -> Tensor:
-        """Map decoder tokens (B, N, T, C) to (B, N, T, C) under the memory (B, N, M, C) and a mask (N, N)."""
+    def forward(self, x: Tensor, reading: Tensor, allowed: Tensor | None) -> Tensor:
+        """Map decoder tokens (B, N, T, C) to (B, N, T, C), with the gate's reading of the memory, under a mask (N, N)."""
         x = x + self.dropout(self.temporal(self.temporal_norm(x)))
-        x = x + self.dropout(self.gate(self.gate_norm(x), self.gate.read(memory)))
+        x = x + self.dropout(self.gate(self.gate_norm(x), reading))
         return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
-
-    def start(self, memory: Tensor) -> DecoderLayerCache:
-        """Read the memory (B, N, M, C) once, for all steps of a rollout."""
-        return DecoderLayerCache(self.gate.read(memory))
 
     def step(self, x: Tensor, step: int, cache: DecoderLayerCache, allowed: Tensor | None) -> Tensor:
         """Map the newest decoder token (B, N, 1, C), at position `step`, to its output (B, N, 1, C)."""
@@ -252,11 +248,15 @@ class DTGLKNet(nn.Module):
             x = layer(x, self.similarity_mask)
         return self.encoder_norm(x)
 
-    def decode(self, values: Tensor, memory: Tensor) -> Tensor:
-        """Return the forecasts (B, N, T) that follow each of the values (B, N, T), T <= P, under the memory."""
+    def read(self, memory: Tensor) -> list[Tensor]:
+        """Return what the gate of each decoder layer reads of the memory (B, N, M, C): once for all steps."""
+        return [layer.gate.read(memory) for layer in self.decoder]  # type: ignore[operator,union-attr]
+
+    def decode(self, values: Tensor, readings: list[Tensor]) -> Tensor:
+        """Return the forecasts (B, N, T) that follow each of the values (B, N, T), T <= P, by what was `read`."""
         x = self.embed_values(values)  # (B, N, T, C)
-        for layer in self.decoder:
-            x = layer(x, memory, self.topology_mask)
+        for layer, reading in zip(self.decoder, readings, strict=True):
+            x = layer(x, reading, self.topology_mask)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
     def forward(self, series: Tensor, values: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ class DTGLKNet(nn.Module):
         Returns:
             (B, N, P), the scaled forecast of each target step.
         """
-        return self.decode(values, self.encode(series))
+        return self.decode(values, self.read(self.encode(series)))
 
     def rollout(self, series: Tensor, start: Tensor) -> Tensor:
         """Forecast from the series (B, N, L) and a start value (B, N), each step fed the forecast before it: (B, N, P).
@@ -277,8 +277,7 @@ class DTGLKNet(nn.Module):
         The decoder is causal, so every step needs only its own token and the caches of its layers: the whole rollout
         costs one decoder pass and equals decoding the growing sequence anew at each step. Gradients flow through it.
         """
-        memory = self.encode(series)
-        caches = [layer.start(memory) for layer in self.decoder]  # type: ignore[operator]
+        caches = [DecoderLayerCache(reading) for reading in self.read(self.encode(series))]
         value = start.unsqueeze(-1)  # (B, N, 1)
         forecasts = []
         for step in range(self.horizon):

@@ -62,18 +62,18 @@ class ReleasedDTGLKNet(DTGLKNet):
         tokens = self.value_embedding(values.unsqueeze(-1)).detach()
         return self.decoder_embedding(tokens, self.laplacian_encoding, first)
 
-    def decode(self, values: Tensor, memory: Tensor) -> Tensor:
+    def decode(self, values: Tensor, readings: list[Tensor]) -> Tensor:
         """Return the forecasts (B, N, T) that follow each of the values (B, N, T), with no mask on space."""
         x = self.embed_values(values)  # (B, N, T, C)
-        for layer in self.decoder:
-            x = layer(x, memory, None)
+        for layer, reading in zip(self.decoder, readings, strict=True):
+            x = layer(x, reading, None)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
     def rollout(self, series: Tensor, start: Tensor) -> Tensor:
         """Forecast (B, N, P), decoding the whole sequence anew at each step, for the decoder is not causal here."""
-        memory = self.encode(series)
+        readings = self.read(self.encode(series))
         values = start.unsqueeze(-1)  # (B, N, 1)
         for _ in range(self.horizon):
-            forecast = self.decode(values, memory)  # (B, N, T)
+            forecast = self.decode(values, readings)  # (B, N, T)
             values = torch.cat([start.unsqueeze(-1), forecast], dim=-1)
         return forecast

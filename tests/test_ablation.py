@@ -93,9 +93,9 @@ def test_the_rollout_of_an_ablated_model_equals_decoding_anew(name: str, make_da
     arguments = changed_arguments(make_dataset(), name)
     model = build_model(torch.eye(5).bool(), torch.eye(5).bool(), torch.randn(5, 8), **arguments).eval()
     series, start = torch.randn(2, 5, 6), torch.randn(2, 5)
-    values, memory = start.unsqueeze(-1), model.encode(series)
+    values, readings = start.unsqueeze(-1), model.read(model.encode(series))
     for _ in range(3):
-        values = torch.cat([start.unsqueeze(-1), model.decode(values, memory)], dim=-1)
+        values = torch.cat([start.unsqueeze(-1), model.decode(values, readings)], dim=-1)
     torch.testing.assert_close(model.rollout(series, start), values[:, :, 1:], atol=1e-5, rtol=0)
     model.merge()
     torch.testing.assert_close(model.rollout(series, start), values[:, :, 1:], atol=1e-5, rtol=0)

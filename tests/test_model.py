@@ -53,10 +53,9 @@ def seeded() -> None:
 
 def rollout_by_decoding_anew(model: DTGLKNet, series: Tensor, start: Tensor) -> Tensor:
     """The specification of a rollout: the sequence so far is decoded from its beginning at every step."""
-    memory = model.encode(series)
     values = start.unsqueeze(-1)
     for _ in range(model.horizon):
-        forecast = model.decode(values, memory)
+        forecast = model.decode(values, model.read(model.encode(series)))
         values = torch.cat([start.unsqueeze(-1), forecast], dim=-1)
     return forecast
 

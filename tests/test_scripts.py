@@ -229,3 +229,18 @@ def test_weights_are_tested_without_training_and_exported(
     assert shown.count("\n") == 1
     assert call(*start, "--test-only") == 2
     assert not (tmp_path / "out" / "TINY" / "wrong").exists()
+
+
+def test_several_seeds_make_a_run_each_and_go_on_where_they_stopped(
+    make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_dataset(fine_tune_epochs=0)
+    start = ("run.py", "--config", config, "--output", tmp_path / "out", "--set", "Training.max_batches=2", "--seed")
+    assert call(*start, "3", "4") == 0
+    runs = tmp_path / "out" / "TINY"
+    assert {path.name for path in runs.iterdir()} == {"described-seed3", "described-seed4"}
+    assert [load_json(runs / f"described-seed{seed}" / "metrics.json")["seed"] for seed in (3, 4)] == [3, 4]
+    capsys.readouterr()
+    assert call(*start, "3", "4", "5") == 0
+    assert capsys.readouterr().out.count("epoch   1") == 1
+    assert call(*start, "3", "x") == 2

@@ -1,0 +1,215 @@
+"""The paper's table: published results, baselines and finished runs side by side, for each data set."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.config import Config, load_config
+from lib.errors import InputError
+from lib.files import load_json
+from lib.metrics import Scores
+from lib.reporting import METRICS
+
+SCORES = ("mae", "rmse", "mape")
+HORIZONS = (3, 6, 12)  # steps ahead of the second table
+# Footnotes: how a row's MAE and RMSE count targets of 0. MAPE leaves them out everywhere.
+COUNTINGS = {"yes": "a", "no": "b", "not stated": "c"}
+FOOTNOTES = {
+    "a": "MAE and RMSE count targets of 0, as the paper's code does",
+    "b": "MAE and RMSE leave targets of 0 out, as most other papers do",
+    "c": "the source does not say whether MAE and RMSE count targets of 0",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's results on one data set.
+
+    Attributes:
+        model: its name, or that of a baseline.
+        dataset: name of the data set.
+        zeros: `yes`, `no` or `not stated`: whether MAE and RMSE count targets of 0.
+        seeds: number of runs behind the means; None for results from elsewhere and for baselines.
+        scores: mean and, of several runs, standard deviation by name; empty where nothing was measured.
+        source: who reports it; empty for what was measured here.
+    """
+
+    model: str
+    dataset: str
+    zeros: str
+    seeds: int | None
+    scores: dict[str, tuple[float, float | None]]
+    source: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found: rows over all horizons together, rows by horizon, and the runs left out, with the reason."""
+
+    rows: list[Row]
+    horizon_rows: dict[int, list[Row]]
+    left_out: list[str]
+
+
+def read_published(path: Path, datasets: Sequence[str]) -> list[Row]:
+    """Read the results that other papers report.
+
+    Raises:
+        InputError: the file is missing, or a row does not have the columns it should.
+    """
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            for line, entry in enumerate(csv.DictReader(handle), start=2):
+                try:
+                    scores: dict[str, tuple[float, float | None]] = {
+                        name: (float(entry[name]), None) for name in SCORES
+                    }
+                    row = Row(entry["model"], entry["dataset"], entry["zeros_in_mae"], None, scores, entry["source"])
+                    COUNTINGS[row.zeros]
+                except (KeyError, TypeError, ValueError) as error:
+                    raise InputError(
+                        f"{path} row {line}: found no valid {error}, expected a published result"
+                    ) from None
+                if row.dataset in datasets:
+                    rows.append(row)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return rows
+
+
+def collect(config_path: Path, experiments: Path) -> Collection:
+    """Collect the finished runs of a data set whose settings are those of its configuration, and its baselines.
+
+    Seed, variant (with its graph rules) and what is under [Runtime] may differ; a run that differs in anything else, or
+    was tested on other targets than the first, is left out, and it is said.
+    """
+    base = load_config(config_path)
+    dataset = base.data.dataset_name
+    groups: dict[str, list[dict[str, Any]]] = {}
+    left_out: list[str] = []
+    test_set: tuple[str, Path] | None = None
+    for path in sorted((experiments / dataset).glob(f"*/{METRICS}")):
+        run = load_config(path.parent / "settings.ini")
+        wanted = load_config(config_path, [f"Model.variant={run.model.variant}", f"Training.seed={run.training.seed}"])
+        metrics = load_json(path)
+        found = metrics["test_set"]["fingerprint"]
+        test_set = test_set or (found, path.parent)
+        if differing := _differing_settings(run, wanted):
+            left_out.append(f"{path.parent.name}: other settings than {config_path.name} ({', '.join(differing)})")
+        elif found != test_set[0]:
+            left_out.append(f"{path.parent.name}: tested on other targets than {test_set[1].name}")
+        else:
+            groups.setdefault(run.model.variant, []).append(metrics)
+
+    rows = _rows(groups, dataset, lambda scores: scores["overall"])
+    by_horizon = {
+        horizon: _rows(groups, dataset, lambda scores, step=horizon - 1: scores["by_horizon"][step])  # type: ignore[misc]
+        for horizon in HORIZONS
+        if horizon <= base.data.num_for_predict
+    }
+    return Collection(rows, by_horizon, left_out)
+
+
+def _differing_settings(run: Config, wanted: Config) -> list[str]:
+    run = replace(run, runtime=wanted.runtime)
+    return [
+        f"{section.name}.{item.name}"
+        for section in fields(Config)
+        if section.compare
+        for item in fields(getattr(run, section.name))
+        if getattr(getattr(run, section.name), item.name) != getattr(getattr(wanted, section.name), item.name)
+    ]
+
+
+def _rows(
+    groups: dict[str, list[dict[str, Any]]], dataset: str, select: Callable[[dict[str, Any]], Scores]
+) -> list[Row]:
+    """Return two rows for each baseline and variant: with targets of 0 counted, and left out."""
+    rows = []
+    first: dict[str, Any] = next(iter(groups.values()), [{"baselines": {}}])[0]
+    for zeros, names in (("yes", SCORES), ("no", ("mae_nonzero", "rmse_nonzero", "mape"))):
+        for name, baseline in first["baselines"].items():
+            scores = _means([select(baseline)], names)
+            rows.append(Row(name, dataset, zeros, None, scores, ""))
+        for variant in ("released", "described"):
+            runs = groups.get(variant, [])
+            scores = _means([select(run["test"]) for run in runs], names)
+            rows.append(Row(f"DTG-LKNet, {variant}", dataset, zeros, len(runs), scores, ""))
+    return rows
+
+
+def _means(scores: Sequence[Scores], names: Sequence[str]) -> dict[str, tuple[float, float | None]]:
+    means: dict[str, tuple[float, float | None]] = {}
+    for title, name in zip(SCORES, names, strict=True):
+        values = [value for row in scores if (value := row[name]) is not None]
+        if values:
+            means[title] = (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+    return means
+
+
+def render(rows: Iterable[Row], datasets: Sequence[str], style: str) -> str:
+    """Return a table as `md`, `tex` or `csv`: a line for each model and way of counting, three columns a data set.
+
+    The best mean of each column is bold; a cell that has not been measured is empty.
+    """
+    rows = list(rows)
+    if style == "csv":
+        return _render_csv(rows)
+    cells = {(row.model, row.zeros, row.dataset, score): row for row in rows for score in row.scores}
+    best = {
+        (dataset, score): min(
+            (row.scores[score][0] for row in rows if row.dataset == dataset and score in row.scores), default=None
+        )
+        for dataset in datasets
+        for score in SCORES
+    }
+    bold, mark = ("**{}**", "<sup>{}</sup>") if style == "md" else (r"\textbf{{{}}}", "$^{{{}}}$")
+    header = ["model", *(f"{dataset} {score.upper()}" for dataset in datasets for score in SCORES)]
+    lines = [header]
+    for model, zeros in dict.fromkeys((row.model, row.zeros) for row in rows):
+        seeds = [row.seeds for row in rows if (row.model, row.zeros) == (model, zeros) and row.seeds]
+        name = f"{model}{f' ({min(seeds)} seeds)' if seeds else ''}{mark.format(COUNTINGS[zeros])}"
+        line = [name]
+        for dataset in datasets:
+            for score in SCORES:
+                row = cells.get((model, zeros, dataset, score))
+                line.append("" if row is None else _cell(row.scores[score], best[dataset, score], bold, style))
+        lines.append(line)
+    used = {COUNTINGS[row.zeros] for row in rows}
+    notes = [f"{mark.format(letter)} {text}." for letter, text in FOOTNOTES.items() if letter in used]
+    if style == "md":
+        rule = ["---", *("--:" for _ in header[1:])]
+        body = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
+        return "\n".join([*body, "", *(f"{note}  " for note in notes)]) + "\n"
+    escaped = [[cell.replace("%", r"\%").replace("_", r"\_") for cell in line] for line in lines]
+    body = [" & ".join(line) + r" \\" for line in escaped]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
+    return "\n".join([begin, r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", "", *notes]) + "\n"
+
+
+def _cell(score: tuple[float, float | None], best: float | None, bold: str, style: str) -> str:
+    mean, deviation = score
+    text = bold.format(f"{mean:.2f}") if mean == best else f"{mean:.2f}"
+    if deviation is None:
+        return text
+    return f"{text} ± {deviation:.2f}" if style == "md" else rf"{text} $\pm$ {deviation:.2f}"
+
+
+def _render_csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    deviations = [f"{score}_sd" for score in SCORES]
+    writer.writerow(["dataset", "model", "seeds", *SCORES, *deviations, "zeros_in_mae", "source"])
+    for row in rows:
+        means = [f"{row.scores[score][0]:.4f}" if score in row.scores else "" for score in SCORES]
+        spread = [row.scores.get(score, (0.0, None))[1] for score in SCORES]
+        deviations = ["" if deviation is None else f"{deviation:.4f}" for deviation in spread]
+        seeds = "" if row.seeds is None else row.seeds
+        writer.writerow([row.dataset, row.model, seeds, *means, *deviations, row.zeros, row.source])
+    return text.getvalue()

@@ -1,0 +1,64 @@
+"""Collect finished runs into the paper's tables, beside published results and baselines."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lib.config import load_config
+from lib.errors import InputError, nearest, run_script
+from lib.experiments import EXPERIMENTS
+from lib.files import REPOSITORY_ROOT, written_whole
+from lib.paper_tables import collect, read_published, render
+
+EXAMPLES = """examples:
+  python paper_tables.py                                  # PEMS03, 04, 07 and 08
+  python paper_tables.py --dataset PEMS04 PEMS08 --format tex --output tables.tex
+  python paper_tables.py --config configurations/DEMO.conf
+
+A run counts when its settings are those of its configuration but for seed, variant and [Runtime]; others are named on
+the standard error output. Cells that have not been measured stay empty.
+"""
+CONFIGURATIONS = REPOSITORY_ROOT / "configurations"
+
+
+def main() -> None:
+    """Parse the arguments, collect, and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dataset", nargs="+", default=["PEMS03", "PEMS04", "PEMS07", "PEMS08"], help="shipped data sets"
+    )
+    parser.add_argument("--config", nargs="+", type=Path, default=[], help="INI files instead, of any data sets")
+    parser.add_argument("--format", choices=("md", "tex", "csv"), default="md")
+    parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where run folders are")
+    parser.add_argument("--output", type=Path, help="file to write (default: the screen)")
+    arguments = parser.parse_args()
+    shipped = {path.stem: path for path in sorted(CONFIGURATIONS.glob("*.conf"))}
+    for name in arguments.dataset:
+        if name not in shipped:
+            raise InputError(f"--dataset: found '{name}', expected one of {', '.join(shipped)}{nearest(name, shipped)}")
+
+    paths = arguments.config or [shipped[name] for name in arguments.dataset]
+    datasets = [load_config(path).data.dataset_name for path in paths]
+    collections = [collect(path, arguments.experiments) for path in paths]
+    for dataset, collection in zip(datasets, collections, strict=True):
+        for reason in collection.left_out:
+            print(f"left out {dataset}/{reason}", file=sys.stderr)
+    published = read_published(REPOSITORY_ROOT / "results" / "published.csv", datasets)
+    tables = {"all horizons together": [*published, *(row for each in collections for row in each.rows)]}
+    for horizon in sorted({horizon for each in collections for horizon in each.horizon_rows}):
+        tables[f"step {horizon}"] = [row for each in collections for row in each.horizon_rows.get(horizon, [])]
+
+    comment = {"md": "## {}\n\n", "tex": "% {}\n", "csv": "# {}\n"}[arguments.format]
+    text = "\n".join(comment.format(title) + render(rows, datasets, arguments.format) for title, rows in tables.items())
+    if arguments.output is None:
+        print(text, end="")
+        return
+    with written_whole(arguments.output) as partial:
+        partial.write_text(text, encoding="utf-8")
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)

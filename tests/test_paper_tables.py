@@ -1,0 +1,121 @@
+"""The paper's tables from fabricated runs: what counts, what is left out, and how it is written."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import paper_tables
+from lib.config import Config, load_config
+from lib.errors import InputError, run_script
+from lib.files import REPOSITORY_ROOT, save_json
+from lib.paper_tables import collect, read_published, render
+from tests.conftest import DatasetMaker
+
+PUBLISHED = REPOSITORY_ROOT / "results" / "published.csv"
+
+
+def scores(mae: float) -> dict[str, Any]:
+    row = {"mae": mae, "rmse": 2 * mae, "mape": 3 * mae, "mae_nonzero": mae + 0.5, "rmse_nonzero": 2 * mae + 0.5}
+    return {"overall": row, "by_horizon": [{name: value * step for name, value in row.items()} for step in (1, 2, 3)]}
+
+
+def fabricate_run(root: Path, config: Config, name: str, mae: float, fingerprint: str = "same") -> None:
+    folder = root / config.data.dataset_name / name
+    folder.mkdir(parents=True)
+    (folder / "settings.ini").write_text(config.to_ini())
+    content = {"test": scores(mae), "baselines": {"last value": scores(9.0)}, "test_set": {"fingerprint": fingerprint}}
+    save_json(folder / "metrics.json", content)
+
+
+@pytest.fixture
+def experiments(make_dataset: DatasetMaker, tmp_path: Path) -> tuple[Path, Path]:
+    path, root = make_dataset(), tmp_path / "experiments"
+    for seed, mae in ((1, 5.0), (2, 5.4), (3, 5.2)):
+        fabricate_run(root, load_config(path, [f"Training.seed={seed}", "Runtime.threads=1"]), f"described-{seed}", mae)
+    fabricate_run(root, load_config(path, ["Model.variant=released"]), "released-0", 6.0)
+    fabricate_run(root, load_config(path, ["Training.batch_size=4", "Graph.similarity=full"]), "other", 1.0)
+    fabricate_run(root, load_config(path, ["Training.seed=9"]), "strange", 1.0, fingerprint="another")
+    (root / "TINY" / "unfinished").mkdir()
+    return path, root
+
+
+def test_runs_of_the_configuration_are_averaged_and_others_left_out(experiments: tuple[Path, Path]) -> None:
+    collection = collect(*experiments)
+    rows = {(row.model, row.zeros): row for row in collection.rows}
+    described = rows["DTG-LKNet, described", "yes"]
+    assert described.seeds == 3
+    assert described.scores["mae"] == pytest.approx((5.2, np.std([5.0, 5.4, 5.2], ddof=1)))
+    assert rows["DTG-LKNet, described", "no"].scores["mae"][0] == pytest.approx(5.7)
+    assert rows["DTG-LKNet, released", "yes"].scores["rmse"] == (12.0, None)
+    assert rows["last value", "yes"].scores["mape"] == (27.0, None)
+    assert collection.left_out == [
+        "other: other settings than TINY.conf (training.batch_size, graph.similarity)",
+        "strange: tested on other targets than described-1",
+    ]
+    assert collection.horizon_rows.keys() == {3}
+    at_step_3 = {(row.model, row.zeros): row for row in collection.horizon_rows[3]}
+    assert at_step_3["DTG-LKNet, released", "yes"].scores["mae"] == (18.0, None)
+
+
+def test_tables_in_three_formats(experiments: tuple[Path, Path]) -> None:
+    rows = collect(*experiments).rows
+    markdown = render(rows, ["TINY"], "md")
+    assert (
+        "| DTG-LKNet, described (3 seeds)<sup>a</sup> | **5.20** ± 0.20 | **10.40** ± 0.40 | **15.60** ± 0.60 |"
+        in markdown
+    )
+    assert markdown.count("**") == 2 * 4  # the MAPE is the same for both ways of counting
+    assert "<sup>b</sup> MAE and RMSE leave targets of 0 out" in markdown
+    latex = render(rows, ["TINY"], "tex")
+    assert r"DTG-LKNet, described (3 seeds)$^{a}$ & \textbf{5.20} $\pm$ 0.20" in latex
+    assert latex.count(r"\\") == 1 + 6
+    entries = list(csv.DictReader(render(rows, ["TINY"], "csv").splitlines()))
+    assert len(entries) == 6
+    assert (
+        entries[2] | {"model": "DTG-LKNet, described", "seeds": "3", "mae": "5.2000", "mae_sd": "0.2000"} == entries[2]
+    )
+
+
+def test_what_was_not_measured_stays_empty(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    rows = collect(make_dataset(), tmp_path).rows
+    assert all(not row.scores for row in rows)
+    assert "| DTG-LKNet, described<sup>a</sup> |  |  |  |" in render(rows, ["TINY"], "md")
+
+
+def test_published_results_keep_their_source() -> None:
+    rows = read_published(PUBLISHED, ["PEMS04"])
+    assert {row.dataset for row in rows} == {"PEMS04"}
+    assert all(row.source and row.seeds is None for row in rows)
+    staeformer = next(row for row in rows if row.model == "STAEformer")
+    assert (staeformer.scores["mae"], staeformer.zeros) == ((18.14, None), "no")
+
+
+def test_a_wrong_published_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "published.csv"
+    text = PUBLISHED.read_text()
+    path.write_text(text.replace("16.50", "sixteen", 1))
+    with pytest.raises(InputError, match=r"published\.csv row 2: found no valid .*sixteen"):
+        read_published(path, ["PEMS03"])
+
+
+def test_script(
+    experiments: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, root = experiments
+    output = tmp_path / "tables.md"
+    arguments = ["--config", str(path), "--experiments", str(root), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", *arguments])
+    run_script(paper_tables.main)
+    assert "left out TINY/other: other settings" in capsys.readouterr().err
+    text = output.read_text()
+    assert text.startswith("## all horizons together\n\n| model | TINY MAE |")
+    assert "## step 3" in text
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--dataset", "PEMS4"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(paper_tables.main)
+    assert ended.value.code == 2
+    assert "(did you mean 'PEMS04'?)" in capsys.readouterr().err
