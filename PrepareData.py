@@ -8,12 +8,14 @@ import numpy as np
 from lib.config import load_config
 from lib.data import SPLITS
 from lib.errors import run_script
-from lib.preparation import links_for, make_prepared
+from lib.preparation import links_for, make_prepared, unlinked_sensors
+from lib.tables import is_table
 
 EXAMPLES = """examples:
   python PrepareData.py --config configurations/PEMS04.conf
   python PrepareData.py --config configurations/DEMO.conf --materialize /tmp/DEMO_windows.npz
 """
+NAMES_SHOWN = 10
 
 
 def main() -> None:
@@ -46,6 +48,11 @@ def main() -> None:
         f"{config.data.adj_filename}: {len(links.pairs)} links "
         f"(dropped {links.self_links} self-links, {links.duplicates} duplicate rows)"
     )
+    if is_table(source) and config.data.id_filename is None:
+        print(f"the links speak the {'positions' if links.sensor_ids is None else 'names'} of the table's sensors")
+    if unlinked := unlinked_sensors(config, links):
+        shown = ", ".join(unlinked[:NAMES_SHOWN]) + (", ..." if len(unlinked) > NAMES_SHOWN else "")
+        print(f"{len(unlinked)} of {sensors} sensors have no links: {shown}")
     for split in SPLITS:
         starts = prepared.label_starts[split]
         print(f"{split:5s} {len(starts):6d} samples, label starts {starts[0]} .. {starts[-1]}")

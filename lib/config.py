@@ -21,7 +21,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from lib.errors import InputError, nearest
-from lib.files import REPOSITORY_ROOT
+from lib.files import REPOSITORY_ROOT, printable
 
 # Keys that files of the released code have and nothing needs: the input length follows from the segments, the model's
 # input and output have one channel, and interrupted runs need no start epoch.
@@ -88,6 +88,10 @@ def _read_switch(text: str) -> bool:
 Count = Annotated[int, Kind("an integer of at least 1", int, lambda value: value >= 1)]
 CountOrZero = Annotated[int, Kind("an integer of at least 0", int, lambda value: value >= 0)]
 OddCount = Annotated[int, Kind("an odd integer of at least 1", int, lambda value: value >= 1 and value % 2 == 1)]
+# Beyond these limits lie slips of the pen only, and lists of millions of windows, or threads that cannot be made.
+Horizon = Annotated[int, Kind("an integer from 1 to 10000", int, lambda value: 1 <= value <= 10000)]
+Segments = Annotated[int, Kind("an integer from 0 to 1000", int, lambda value: 0 <= value <= 1000)]
+Threads = Annotated[int, Kind("an integer from 0 to 1024", int, lambda value: 0 <= value <= 1024)]
 StepsPerHour = Annotated[int, Kind("an integer from 1 to 60", int, lambda value: 1 <= value <= 60)]
 Seed = Annotated[int, Kind("an integer from 0 to 4294967295", int, lambda value: 0 <= value < 2**32)]
 PositiveNumber = Annotated[float, Kind("a number above 0", float, lambda value: 0 < value < math.inf)]
@@ -140,11 +144,11 @@ class DataConfig:
     """[Data]: the files, and how the series is cut into samples."""
 
     adj_filename: FilePath  # csv, one road link a row
-    graph_signal_matrix_filename: FilePath  # npz with `data`, shape (T, N, F)
+    graph_signal_matrix_filename: FilePath  # npz with `data`, shape (T, N, F), or a table (`lib.tables`)
     id_filename: FilePath | None = None  # the i-th line is the id of sensor i; without it the csv speaks positions
     num_of_vertices: Count  # N, the number of sensors
     points_per_hour: StepsPerHour  # time steps in an hour
-    num_for_predict: Count  # P, the number of steps to forecast
+    num_for_predict: Horizon  # P, the number of steps to forecast
     dataset_name: FolderName
     start: LocalTime | None = None  # the time of the first step
 
@@ -164,9 +168,9 @@ class TrainingConfig:
     """[Training]: the input's segments, the optimisation, and (as in the released code) the model's sizes."""
 
     batch_size: Count  # samples in a step of the optimiser
-    num_of_weeks: CountOrZero  # W, one-hour segments 1..W weeks before the forecast
-    num_of_days: CountOrZero  # D, one-hour segments 1..D days before the forecast
-    num_of_hours: CountOrZero  # H, the last H hours
+    num_of_weeks: Segments  # W, one-hour segments 1..W weeks before the forecast
+    num_of_days: Segments  # D, one-hour segments 1..D days before the forecast
+    num_of_hours: Segments  # H, the last H hours
     epochs: CountOrZero  # stage 1, teacher forcing
     fine_tune_epochs: CountOrZero  # stage 2, through the rollout at learning_rate / 10
     learning_rate: PositiveNumber
@@ -220,7 +224,7 @@ class RuntimeConfig:
     """[Runtime]: where to compute."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: CountOrZero = 0  # CPU threads; 0 = PyTorch's choice
+    threads: Threads = 0  # CPU threads; 0 = PyTorch's choice
     checkpoint_minutes: PositiveNumber = 10.0  # the longest time within an epoch without a checkpoint
 
 
@@ -362,18 +366,28 @@ class _Entry:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the settings of a run.
-
-    Args:
-        path: an INI file. Comments start with `#` or `;`, on their own line or after a space; keys (not sections) may
-            be written in any case; `%` and a section called DEFAULT mean nothing special.
-        overrides: `Section.key=value`, each replacing what the file says.
+    """Read the settings of a run from an INI file: its text is read as `parse_config` does.
 
     Raises:
         InputError: the file cannot be read, or settings are wrong; every wrong one has its line in the message.
     """
+    return parse_config(_read_text(path), path, overrides)
+
+
+def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the settings of a run.
+
+    Args:
+        text: of an INI file. Comments start with `#` or `;`, on their own line or after a space; keys (not sections)
+            may be written in any case; `%` and a section called DEFAULT mean nothing special.
+        path: where the text is from, for messages.
+        overrides: `Section.key=value`, each replacing what the text says.
+
+    Raises:
+        InputError: settings are wrong; every wrong one has its line in the message.
+    """
     faults: list[str] = []
-    sections = _read_sections(path, faults)
+    sections = _read_sections(text, path, faults)
     entries = _known_entries(path, sections, faults)
     for override in overrides:
         _apply_override(override, entries, faults)
@@ -398,7 +412,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         if all(name in values for name in names) and (fault := check(*(values[name] for name in names))):
             faults.append(f"{_place(path, entries, names[0])}: {fault}")
     if faults:
-        raise InputError("\n".join(faults))
+        raise InputError("\n".join(map(printable, faults)))
 
     for key, rule in VARIANT_RULES[values["Model", "variant"]].items():
         if values["Graph", key] == "auto":
@@ -431,10 +445,10 @@ def _place(path: Path, entries: dict[_Name, _Entry], name: _Name) -> str:
 
 def _read_text(path: Path) -> str:
     # configparser passes over a file that it cannot open, so the text is read here.
-    if path.is_dir():
-        raise InputError(f"{path}: found a folder, expected an INI file")
     try:
         return path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError:
+        raise InputError(f"{path}: found a folder, expected an INI file") from None
     except FileNotFoundError:
         hint = nearest(path.name, [other.name for other in path.parent.glob("*.conf")])
         raise InputError(f"{path}: found no such file, expected an INI file{hint}") from None
@@ -445,13 +459,13 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _read_sections(path: Path, faults: list[str]) -> dict[str, dict[str, str]]:
+def _read_sections(text: str, path: Path, faults: list[str]) -> dict[str, dict[str, str]]:
     """Read the texts of all sections and keys; what the format forbids becomes a fault, and reading goes on.
 
     configparser stops at the first duplicate, so the line it names is taken out and the rest is read again. It takes an
     indented line for more of the value before, which would swallow a setting, so the indentation goes.
     """
-    lines = [line.strip() for line in _read_text(path).split("\n")]
+    lines = [line.strip() for line in text.split("\n")]
     while True:
         # No header can be empty, so naming the default section thus makes [DEFAULT] a section like any other.
         parser = RawConfigParser(default_section="", inline_comment_prefixes=("#", ";"))

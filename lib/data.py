@@ -109,7 +109,7 @@ class Prepared:
         offsets: (L,) offsets of the input steps from a label start.
         label_starts: those of each split, in time order.
         minimum, maximum: (F,) of each feature over all rows that a training input touches.
-        source_fingerprint: of the npz file that the series was read from.
+        source_fingerprint: of the file that the series was read from.
     """
 
     flow: NDArray[np.float32]
@@ -130,8 +130,8 @@ class Prepared:
         return int(self.label_starts["train"][-1])
 
 
-def read_series(path: Path, num_nodes: int) -> NDArray[Any]:
-    """Read the array `data` (T, N, F) of a PEMS npz file and check it.
+def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
+    """Read the array `data` (T, N, F) of a PEMS npz file and check it; with `gaps`, values may be NaN.
 
     Raises:
         InputError: no such array, another number of dimensions or sensors, values that are not finite numbers.
@@ -139,7 +139,7 @@ def read_series(path: Path, num_nodes: int) -> NDArray[Any]:
     data = load_npz(path, ("data",))["data"]
     if data.ndim != 3:
         raise InputError(f"{path} data: found shape {data.shape}, expected three axes (time steps, sensors, features)")
-    if not (np.issubdtype(data.dtype, np.floating) or np.issubdtype(data.dtype, np.integer)):
+    if data.dtype.kind not in "fiu":  # floats and integers; to NumPy, time differences are integers too
         raise InputError(f"{path} data: found values of type {data.dtype}, expected numbers")
     if 0 in data.shape:
         raise InputError(f"{path} data: found shape {data.shape}, expected at least one step, sensor and feature")
@@ -147,14 +147,18 @@ def read_series(path: Path, num_nodes: int) -> NDArray[Any]:
         raise InputError(f"{path} data: found {data.shape[1]} sensors, expected num_of_vertices = {num_nodes}")
     bad_values, first_bad = 0, ""
     for row in range(0, len(data), CHUNK_ROWS):
-        bad = ~np.isfinite(data[row : row + CHUNK_ROWS])
+        with np.errstate(over="ignore"):  # what training cannot hold counts as infinite
+            bad = ~np.isfinite(data[row : row + CHUNK_ROWS].astype(np.float32, copy=False))
+        if gaps:
+            bad &= ~np.isnan(data[row : row + CHUNK_ROWS])
         if bad.any():
             step, sensor, feature = np.argwhere(bad)[0]
             first_bad = first_bad or f"step {row + step}, sensor {sensor}, feature {feature}"
             bad_values += int(bad.sum())
     if bad_values:
         raise InputError(
-            f"{path} data: found {bad_values} NaN or infinite values, the first at {first_bad}, expected finite numbers"
+            f"{path} data: found {bad_values} {'' if gaps else 'NaN or '}infinite values, the first at {first_bad}, "
+            "expected finite numbers"
         )
     return data
 
@@ -206,7 +210,17 @@ def load_prepared(path: Path) -> Prepared:
         InputError: the file is missing, damaged, or not a prepared file.
     """
     starts = tuple(f"label_starts_{split}" for split in SPLITS)
-    arrays = load_npz(path, ("flow", "offsets", *starts, "minimum", "maximum", "source_fingerprint"))
+    layout = {"flow": "f2", "offsets": "i1", **dict.fromkeys(starts, "i1"), "minimum": "f1", "maximum": "f1"}
+    arrays = load_npz(path, (*layout, "source_fingerprint"))
+    for name, kind_and_axes in layout.items():
+        array = arrays[name]
+        if f"{array.dtype.kind}{array.ndim}" != kind_and_axes or not array.size:
+            raise InputError(
+                f"{path} {name}: found type {array.dtype} and shape {array.shape}, expected a file of PrepareData.py"
+            )
+    reached = np.concatenate([arrays[name] for name in starts])
+    if reached.min() + arrays["offsets"].min() < 0 or reached.max() >= len(arrays["flow"]):
+        raise InputError(f"{path}: found label starts outside of the series, expected a file of PrepareData.py")
     return Prepared(
         arrays["flow"],
         arrays["offsets"],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lib.errors import InputError, nearest
-from lib.files import load_json, save_json, written_whole
+from lib.files import load_json, reason, save_json, written_whole
 
 Method = Literal["exact", "fastdtw"]
 Rows = Literal["train", "all"]
@@ -190,7 +190,8 @@ def save_dtw(matrix_path: Path, record_path: Path, matrix: NDArray[np.float64], 
     """
     with written_whole(matrix_path) as partial:
         with partial.open("wb") as handle:
-            np.save(handle, matrix, allow_pickle=False)
+            np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(matrix))
+            handle.write(matrix.tobytes("A"))  # np.save would not notice that the disk is full
         record_path.unlink(missing_ok=True)
     save_json(record_path, asdict(record))
 
@@ -220,7 +221,7 @@ def load_dtw(matrix_path: Path, record_path: Path, num_nodes: int) -> tuple[NDAr
                 f"{matrix_path}: found entries that are {found}, the first is {matrix[row, column]:g} "
                 f"at row {row}, column {column}; expected {expected}"
             )
-    return matrix, _load_record(record_path)
+    return matrix, load_dtw_record(record_path)
 
 
 def _load_matrix(path: Path) -> NDArray[np.float64]:
@@ -229,16 +230,21 @@ def _load_matrix(path: Path) -> NDArray[np.float64]:
             matrix = np.lib.format.read_array(handle, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected the DTW matrix that create_dtw.py writes") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: found a damaged file ({error}), expected a matrix in npy format") from None
+    except (OSError, MemoryError) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+    except Exception as error:  # NumPy raises many kinds on a damaged file
+        raise InputError(f"{path}: found a damaged file ({reason(error)}), expected a matrix in npy format") from None
     if matrix.dtype.kind != "f":
         raise InputError(f"{path}: found values of type {matrix.dtype}, expected floating point distances")
     return matrix.astype(np.float64, copy=False)
 
 
-def _load_record(path: Path) -> DTWRecord:
+def load_dtw_record(path: Path) -> DTWRecord:
+    """Read the record of a DTW matrix.
+
+    Raises:
+        InputError: the file is missing or damaged, or not such a record.
+    """
     content = load_json(path)
     names = [field.name for field in fields(DTWRecord)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):

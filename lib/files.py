@@ -5,7 +5,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,17 @@ from numpy.typing import NDArray
 from lib.errors import InputError, nearest
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+
+
+def printable(text: str) -> str:
+    """Return text from a file for a message: what a terminal acts on, and line breaks, as Python writes them, `\\n`."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def reason(error: Exception) -> str:
+    """Return in a few words why a file cannot be read: what the system says, or the first line of a library's error."""
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return printable(lines[0][:100]) if lines else type(error).__name__
 
 
 @contextmanager
@@ -33,10 +44,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as handle:
             os.fsync(handle.fileno())
         partial.replace(path)
+    except FileExistsError:
+        raise InputError(f"{path}: cannot be written: {path.parent} is not a folder") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it has its final name, or was never made
+            partial.unlink()
 
 
 def fingerprint(path: Path) -> str:
@@ -65,24 +79,31 @@ def load_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """
     try:
         with path.open("rb") as handle:
-            archive = np.load(handle, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+            if handle.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 raise InputError(f"{path}: found a single array, expected an npz archive with {', '.join(keys)}")
-            for key in keys:
-                if key not in archive.files:
-                    found = ", ".join(archive.files) or "nothing"
-                    raise InputError(f"{path}: found arrays {found}, expected '{key}'{nearest(key, archive.files)}")
-            return {key: archive[key] for key in keys}
+            # np.load takes a text for a pickle, and gives the bytes of a member that is no array.
+            with zipfile.ZipFile(handle) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+                for key in keys:
+                    if key not in names:
+                        found = ", ".join(names) or "nothing"
+                        raise InputError(f"{path}: found arrays {found}, expected '{key}'{nearest(key, names)}")
+                return {key: _read_member(archive, key) for key in keys}
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected an npz archive with {', '.join(keys)}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        if "pickle" in str(error).lower():
+    except (OSError, MemoryError) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds on a damaged file
+        if "allow_pickle" in str(error):
             raise InputError(f"{path}: found a pickled object, expected plain numeric arrays in npz format") from None
-        raise InputError(f"{path}: found a damaged archive ({error}), expected npz format") from None
-    except (zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise InputError(f"{path}: found a damaged archive ({error}), expected npz format") from None
+        raise InputError(f"{path}: found a damaged archive ({reason(error)}), expected npz format") from None
+
+
+def _read_member(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
+    with archive.open(f"{key}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def save_npz(path: Path, arrays: Mapping[str, NDArray[Any]], compressed: bool = False) -> None:
@@ -108,5 +129,7 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: found a damaged file ({error}), expected JSON") from None

@@ -21,6 +21,9 @@ EncodingRule = Literal["symmetric", "released"]
 
 HEADERS = (["from", "to", "cost"], ["from", "to", "distance"])
 FAULTS_SHOWN = 5
+LONGEST_SHOWN = 60  # characters of a faulty text
+
+Positions = dict[int, int] | range  # position of each sensor, by its id; a range is the identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,19 +149,24 @@ def read_links(path: Path, num_nodes: int, id_filename: Path | None = None) -> L
         InputError: a file is missing or empty, its header is another one, or rows are wrong: the first few are listed.
     """
     sensor_ids = None if id_filename is None else _read_sensor_ids(id_filename, num_nodes)
-    positions = {sensor: position for position, sensor in enumerate(sensor_ids or range(num_nodes))}
+    # A range gives every position as itself, and takes no memory, however wrong the number of sensors is.
+    positions: Positions = range(num_nodes)
+    if sensor_ids is not None:
+        positions = {sensor: position for position, sensor in enumerate(sensor_ids)}
     rows = _read_rows(path)
     expected_headers = " or ".join(",".join(header) for header in HEADERS)
     if not rows:
         raise InputError(f"{path}: found an empty file, expected the header {expected_headers}")
     header_line, header = rows[0]
     if _cells(header) not in HEADERS:
-        raise InputError(f"{path} row {header_line}: found '{header}', expected the header {expected_headers}")
+        raise InputError(f"{path} row {header_line}: found {_shown(header)}, expected the header {expected_headers}")
 
-    directed, faults = [], []
+    directed: list[tuple[int, int]] = []
+    faults: list[str] = []
     for line, row in rows[1:]:
         try:
-            directed.append(_parse_link(_cells(row), positions, id_filename))
+            suggest = len(faults) < FAULTS_SHOWN  # the search for a near id is slow, and nobody reads the rest
+            directed.append(_parse_link(_cells(row), positions, id_filename, suggest))
         except ValueError as error:
             faults.append(f"{path} row {line}: {error}")
     _raise_faults(path, faults)
@@ -209,18 +217,23 @@ def _read_rows(path: Path) -> list[tuple[int, str]]:
     return [(line, row.strip()) for line, row in enumerate(text.split("\n"), start=1) if row.strip()]
 
 
+def _shown(text: str) -> str:
+    """Return text of a file as a message shows it: on one line, with nothing that a terminal acts on, cut short."""
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...")
+
+
 def _cells(row: str) -> list[str]:
     return [cell.strip() for cell in row.split(",")]
 
 
 def _integer(text: str) -> int:
-    """Return the integer that `text` writes; int() alone would also take '1_0'."""
-    if not re.fullmatch(r"[+-]?[0-9]+", text):
-        raise ValueError(f"found '{text}', expected an integer")
+    """Return the integer that `text` writes; int() alone would also take '1_0', and 5000 digits not."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError(f"found {_shown(text)}, expected an integer")
     return int(text)
 
 
-def _parse_link(cells: list[str], positions: dict[int, int], id_filename: Path | None) -> tuple[int, int]:
+def _parse_link(cells: list[str], positions: Positions, id_filename: Path | None, suggest: bool) -> tuple[int, int]:
     """Return the positions of a row's two sensors; a ValueError says what is wrong with the row."""
     if len(cells) != len(HEADERS[0]):
         raise ValueError(f"found {len(cells)} columns, expected {len(HEADERS[0])}")
@@ -232,9 +245,10 @@ def _parse_link(cells: list[str], positions: dict[int, int], id_filename: Path |
             raise ValueError(f"column '{column}': {error}") from None
         if sensor not in positions:
             if id_filename is None:
-                expected = f"a position 0..{len(positions) - 1} (ids need an id_filename)"
+                expected = f"a position 0..{positions[-1]} (ids need an id_filename)"
             else:
-                expected = f"an id listed in {id_filename.name}{nearest(cell, map(str, positions))}"
+                hint = nearest(cell, map(str, positions)) if suggest else ""
+                expected = f"an id listed in {id_filename.name}{hint}"
             raise ValueError(f"column '{column}': found sensor {sensor}, expected {expected}")
         ends.append(positions[sensor])
     try:
@@ -242,7 +256,7 @@ def _parse_link(cells: list[str], positions: dict[int, int], id_filename: Path |
     except ValueError:
         cost = np.nan
     if not np.isfinite(cost):
-        raise ValueError(f"column 3: found '{cells[2]}', expected a number")
+        raise ValueError(f"column 3: found {_shown(cells[2])}, expected a number")
     return ends[0], ends[1]
 
 

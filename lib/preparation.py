@@ -1,16 +1,21 @@
 """From a configuration to its prepared series and graphs: files that are missing or stale are made, and it is said."""
 
+import os
+import re
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lib.config import Config
 from lib.data import Prepared, WindowShape, load_prepared, materialize, prepare, read_series, save_prepared
-from lib.dtw import DTWRecord, Method, Rows, dtw_matrix, load_dtw, mean_days, save_dtw
+from lib.dtw import DTWRecord, Method, Rows, dtw_matrix, load_dtw, load_dtw_record, mean_days, save_dtw
 from lib.errors import InputError
 from lib.files import fingerprint, fingerprint_arrays
 from lib.graphs import Graphs, Links, build_graphs, read_links
+from lib.tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
 
 
 def window_shape(config: Config) -> WindowShape:
@@ -22,18 +27,82 @@ def window_shape(config: Config) -> WindowShape:
 
 
 def links_for(config: Config) -> Links:
-    """Read the road links of a configuration's network."""
-    return read_links(config.data.adj_filename, config.data.num_of_vertices, config.data.id_filename)
+    """Read the road links of a configuration's network.
+
+    They speak the ids of the id file. Without one, they speak the column names of a table where these are integers,
+    unless only positions fit; in all other cases, positions.
+
+    Raises:
+        InputError: the files are not as they should be, or a table's integer names are not the ids of the id file.
+    """
+    data, source = config.data, config.data.graph_signal_matrix_filename
+    names = table_sensors(config) if is_table(source) else ()
+    are_ids = bool(names) and all(re.fullmatch("0|[1-9][0-9]{0,17}", name) for name in names)
+    if data.id_filename is None and are_ids:
+        with tempfile.TemporaryDirectory() as folder:
+            ids = Path(folder) / source.name  # the name that messages show
+            ids.write_text("\n".join(names), encoding="utf-8")
+            try:
+                return read_links(data.adj_filename, data.num_of_vertices, ids)
+            except InputError as fault:
+                try:
+                    return read_links(data.adj_filename, data.num_of_vertices)
+                except InputError:
+                    raise fault from None
+    links = read_links(data.adj_filename, data.num_of_vertices, data.id_filename)
+    if are_ids and links.sensor_ids is not None:
+        for name, sensor_id in zip(names, map(str, links.sensor_ids), strict=True):
+            if name != sensor_id:
+                raise InputError(f"{source}: found column '{name}', expected '{sensor_id}' by {data.id_filename}")
+    return links
+
+
+def table_sensors(config: Config) -> tuple[str, ...]:
+    """Return the names of the sensors of a series that is a table, in order.
+
+    Raises:
+        InputError: the table cannot be read, or has another number of sensors than the configuration says.
+    """
+    source = config.data.graph_signal_matrix_filename
+    names = sensor_columns(source)
+    check_sensor_count(source, names, config.data.num_of_vertices)
+    return names
+
+
+def unlinked_sensors(config: Config, links: Links) -> list[str]:
+    """Return the sensors that no road links to another: by a table's column names, else by their ids or positions."""
+    data = config.data
+    names = table_sensors(config) if is_table(data.graph_signal_matrix_filename) else links.sensor_ids
+    unlinked = sorted(set(range(data.num_of_vertices)) - set(links.pairs.ravel().tolist()))
+    return [str(names[position] if names else position) for position in unlinked]
+
+
+def series_for(config: Config) -> NDArray[Any]:
+    """Read and check the series (T, N, F) of a configuration, from an npz archive or a table.
+
+    Raises:
+        InputError: the series is not as it should be.
+    """
+    data = config.data
+    if not is_table(data.graph_signal_matrix_filename):
+        return read_series(data.graph_signal_matrix_filename, data.num_of_vertices)
+    table = read_table(data.graph_signal_matrix_filename)
+    return regular_series(table, data.num_of_vertices, data.points_per_hour, data.start)
 
 
 def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     """Read and check the series, write the prepared file, and if asked the materialised windows as well.
 
     Raises:
-        InputError: the series is not as it should be; nothing is written then.
+        InputError: the series is not as it should be, or the windows would replace a file that the configuration
+            names; nothing is written then.
     """
     source = config.data.graph_signal_matrix_filename
-    series = read_series(source, config.data.num_of_vertices)
+    if materialized is not None:
+        taken = (config.source, source, config.data.adj_filename, config.prepared_path)
+        if materialized.resolve() in [path.resolve() for path in taken]:
+            raise InputError(f"--materialize: found {materialized}, which is in use, expected a file of its own")
+    series = series_for(config)
     try:
         prepared = prepare(series, window_shape(config), fingerprint(source))
     except InputError as error:
@@ -45,12 +114,13 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
 
 
 def prepared_for(config: Config) -> Prepared:
-    """Return the prepared series, from its file when that was made from the npz as it is now, else made anew."""
+    """Return the prepared series, from its file when that was made from the series as it is now, else made anew."""
     path, source = config.prepared_path, config.data.graph_signal_matrix_filename
-    if path.exists():
+    if os.path.exists(path):  # Path.exists would raise an OSError on a name that is too long
         prepared = load_prepared(path)
         same_windows = np.array_equal(prepared.offsets, window_shape(config).offsets)
-        if same_windows and prepared.source_fingerprint == fingerprint(source):
+        same_sensors = prepared.flow.shape[1] == config.data.num_of_vertices
+        if same_windows and same_sensors and prepared.source_fingerprint == fingerprint(source):
             return prepared
         print(f"{path} is stale: it was made from another series or setting, making it anew")
     else:
@@ -73,13 +143,14 @@ def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
     graph = config.graph
     assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
     _, wanted = _mean_days_and_record(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)
-    if config.dtw_path.exists():
-        matrix, record = load_dtw(config.dtw_path, config.dtw_record_path, config.data.num_of_vertices)
-        if record == wanted:
-            return matrix
-        print(f"{config.dtw_path} is stale: found {record}, expected {wanted}, making it anew")
+    missing = [path for path in (config.dtw_path, config.dtw_record_path) if not path.exists()]
+    if missing:
+        print(f"{missing[0]} is missing: making it")
     else:
-        print(f"{config.dtw_path} is missing: making it")
+        record = load_dtw_record(config.dtw_record_path)
+        if record == wanted:
+            return load_dtw(config.dtw_path, config.dtw_record_path, config.data.num_of_vertices)[0]
+        print(f"{config.dtw_path} is stale: found {record}, expected {wanted}, making it anew")
     return make_distance(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)[0]
 
 

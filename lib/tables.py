@@ -1,0 +1,262 @@
+"""Sensor tables: CSV and Parquet files whose first column is the time and whose other columns are a sensor each."""
+
+import csv
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lib.errors import InputError
+from lib.files import reason
+
+CSV, PARQUET = ".csv", ".parquet"
+LAYOUT = "a column of times, then one column a sensor"
+LONGEST_SHOWN = 60  # characters of a faulty cell
+STEP_TOLERANCE = 0.01  # steps: an hour that no whole number of seconds divides makes times that are rounded
+
+
+@dataclass(frozen=True, eq=False)
+class SensorTable:
+    """The content of a table, in the order of its rows and columns; nothing is said yet of the times' regularity.
+
+    Attributes:
+        path: the file.
+        rows: (T,) numbers of the rows: lines of a CSV file, the header being 1; of a Parquet file counted from 1.
+        times: (T,) local times.
+        values: (T, N) float64, finite, or NaN where a cell is empty.
+        sensors: (N,) names of the sensors, unique.
+    """
+
+    path: Path
+    rows: NDArray[np.int64]
+    times: NDArray[np.datetime64]
+    values: NDArray[np.float64]
+    sensors: tuple[str, ...]
+
+    def time(self, index: int) -> datetime:
+        """Return the time of a row, by its index into `times`."""
+        moment: datetime = self.times[index].item()
+        return moment
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is a sensor table by its ending, .csv or .parquet; any other is an npz archive."""
+    return path.suffix.lower() in (CSV, PARQUET)
+
+
+def sensor_columns(path: Path) -> tuple[str, ...]:
+    """Return the names of a table's sensors, in the order of the columns.
+
+    Raises:
+        InputError: the file cannot be read, or its columns are not a time and sensors with unique names.
+    """
+    return _sensor_names(path, _csv_header(path) if path.suffix.lower() == CSV else list(_read_parquet(path).columns))
+
+
+def read_table(path: Path) -> SensorTable:
+    """Read a sensor table.
+
+    Times are ISO 8601 texts without a zone, in Parquet also time stamps, which may be the index of a pandas frame.
+    Empty cells, and `NaN` or `NA` in a CSV file, are gaps; wholly empty rows are passed over.
+
+    Raises:
+        InputError: the file cannot be read, has no row, or has a cell that is neither a number nor empty.
+    """
+    if path.suffix.lower() == CSV:
+        header, first_row = _csv_header(path), 2
+        sensors = _sensor_names(path, header)
+        frame = _read_csv(path, len(header))
+    else:
+        frame, first_row = _read_parquet(path), 1
+        sensors = _sensor_names(path, list(frame.columns))
+    frame = frame.dropna(how="all")
+    if frame.empty:
+        raise InputError(f"{path}: found no rows, expected {LAYOUT}")
+    rows = frame.index.to_numpy(np.int64) + first_row
+    times = _times(path, rows, frame.iloc[:, 0].tolist())
+    values = np.empty((len(frame), len(sensors)))
+    for position, sensor in enumerate(sensors):
+        values[:, position] = _numbers(path, rows, frame.iloc[:, position + 1], sensor)
+    return SensorTable(path, rows, times, values, sensors)
+
+
+def regular_series(
+    table: SensorTable, num_nodes: int, points_per_hour: int, start: datetime | None
+) -> NDArray[np.float64]:
+    """Return the series (T, N, 1) of a table that is fit for training: every step is there, and every value.
+
+    Args:
+        table: the table.
+        num_nodes: number of sensors N.
+        points_per_hour: time steps in an hour.
+        start: the time of the first step, where the settings name it.
+
+    Raises:
+        InputError: another number of sensors, another start, a time out of step, or an empty cell.
+    """
+    check_sensor_count(table.path, table.sensors, num_nodes)
+    if start is not None and table.time(0) != start:
+        raise InputError(
+            f"{table.path} row {table.rows[0]}: found the time {table.time(0)}, expected [Data] start = {start}"
+        )
+    steps = _steps(table, points_per_hour)
+    wrong = np.abs(steps - np.arange(len(steps))) > STEP_TOLERANCE
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise _out_of_step(table, row, row, points_per_hour)
+    empty = np.isnan(table.values)
+    if empty.any():
+        row, sensor = np.argwhere(empty)[0]
+        raise InputError(
+            f"{table.path}: found {empty.sum()} empty cells, the first in row {table.rows[row]} ({table.time(row)}), "
+            f"column {table.sensors[sensor]!r}, expected a number in each"
+        )
+    return table.values[:, :, None]
+
+
+def grid_steps(table: SensorTable, points_per_hour: int) -> NDArray[np.int64]:
+    """Return the time step of each row (T,), counted from the first row's, for a table where some steps may be absent.
+
+    Raises:
+        InputError: times are out of order or between two steps, or most rows are not one step after the row before.
+    """
+    steps = _steps(table, points_per_hour)
+    whole = np.rint(steps).astype(np.int64)
+    advance = np.diff(whole, prepend=-1)
+    wrong = np.abs(steps - whole) > STEP_TOLERANCE
+    if np.median(advance) != 1:
+        wrong |= advance != 1
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise _out_of_step(table, row, int(whole[row - 1]) + 1, points_per_hour)
+    return whole
+
+
+def check_sensor_count(path: Path, sensors: Sequence[str], num_nodes: int) -> None:
+    """Raise an InputError when a table has another number of sensors than the settings say."""
+    if len(sensors) != num_nodes:
+        raise InputError(
+            f"{path}: found {len(sensors)} sensor columns beside the time, expected num_of_vertices = {num_nodes}"
+        )
+
+
+def _steps(table: SensorTable, points_per_hour: int) -> NDArray[np.float64]:
+    """Return the time of each row (T,) in steps since the first, and check their order."""
+    backward = np.flatnonzero(np.diff(table.times) <= np.timedelta64(0))
+    if len(backward):
+        before, row = int(backward[0]), int(backward[0]) + 1
+        place = f"{table.path} row {table.rows[row]}: found the time {table.time(row)}"
+        if table.time(row) == table.time(before):
+            raise InputError(f"{place} again (first in row {table.rows[before]}), expected it once")
+        raise InputError(f"{place} after {table.time(before)}, expected times in order")
+    steps: NDArray[np.float64] = (table.times - table.times[0]) / np.timedelta64(1, "h") * points_per_hour
+    return steps
+
+
+def _out_of_step(table: SensorTable, row: int, expected_step: int, points_per_hour: int) -> InputError:
+    expected = table.time(0) + timedelta(hours=1) * expected_step / points_per_hour
+    return InputError(
+        f"{table.path} row {table.rows[row]}: found the time {table.time(row)}, expected {expected} "
+        f"(60 / points_per_hour = {60 / points_per_hour:g} minutes a step)"
+    )
+
+
+def _sensor_names(path: Path, columns: Sequence[object]) -> tuple[str, ...]:
+    names = tuple(str(column).strip() for column in columns)
+    if len(names) < 2:
+        raise InputError(f"{path}: found {len(names)} column, expected {LAYOUT}, separated by commas")
+    for number, name in enumerate(names[1:], start=2):
+        if not name:
+            raise InputError(f"{path} column {number}: found no name, expected that of a sensor")
+        first = names.index(name, 1) + 1
+        if first != number:
+            raise InputError(
+                f"{path} column {number}: found {name!r} again (first in column {first}), expected it once"
+            )
+    return names[1:]
+
+
+def _csv_header(path: Path) -> list[str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            return next(csv.reader(handle, skipinitialspace=True), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_csv(path: Path, columns: int) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a first row longer than the header
+            return pd.read_csv(
+                path,
+                header=0,
+                names=list(range(columns)),  # pandas would rename columns of the same name
+                index_col=False,
+                dtype={0: str},
+                skipinitialspace=True,
+                skip_blank_lines=False,  # they count as rows
+                low_memory=False,
+                encoding="utf-8-sig",
+            )
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError:
+        raise InputError(f"{path}: found no package that reads Parquet, expected one: pip install pyarrow") from None
+    except Exception as error:  # pyarrow raises many kinds on a damaged file
+        raise _unreadable(path, error) from None
+    return frame.reset_index(drop=not isinstance(frame.index, pd.DatetimeIndex))
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: no such file, expected a table: {LAYOUT}")
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"{path}: cannot be read: {reason(error)}")
+    return InputError(f"{path}: found a damaged table ({reason(error)}), expected {LAYOUT}")
+
+
+def _shown(cell: object) -> str:
+    """Return a cell as a message shows it: on one line, cut short."""
+    return repr(str(cell)[:LONGEST_SHOWN])
+
+
+def _times(path: Path, rows: NDArray[np.int64], cells: Sequence[object]) -> NDArray[np.datetime64]:
+    times = []
+    for row, cell in zip(rows, cells, strict=True):
+        try:
+            time = datetime.fromisoformat(cell.strip()) if isinstance(cell, str) else cell
+        except ValueError:
+            time = None
+        if not isinstance(time, datetime) or time != time or time.tzinfo is not None:  # NaT is a datetime too
+            found = "no time" if cell != cell else _shown(cell)
+            raise InputError(
+                f"{path} row {row}, column 1: found {found}, expected a local time without zone, "
+                "such as 2018-03-05 00:05"
+            )
+        times.append(time)
+    return np.array(times, dtype="datetime64[us]")
+
+
+def _numbers(path: Path, rows: NDArray[np.int64], column: "pd.Series[float]", sensor: str) -> NDArray[np.float64]:
+    is_numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    texts_or_numbers = column if is_numeric else column.astype(str)  # pandas has numbers for True and for times
+    numbers = pd.to_numeric(texts_or_numbers, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    with np.errstate(over="ignore"):  # what training cannot hold counts as infinite
+        wrong = ~np.isfinite(numbers.astype(np.float32)) & column.notna().to_numpy()
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise InputError(
+            f"{path} row {rows[index]}, column {sensor!r}: found {_shown(column.iloc[index])}, expected a finite number"
+        )
+    return numbers

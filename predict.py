@@ -1,0 +1,99 @@
+"""Forecast the next hour of every sensor with a trained run, from the last rows of a file."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from lib.errors import InputError, run_script
+from lib.forecasting import (
+    Forecaster,
+    forecast_flow,
+    load_forecaster,
+    model_inputs,
+    read_history,
+    save_forecast,
+    score_known,
+)
+from lib.reporting import table
+from model.build import restore_model
+
+EXAMPLES = """examples:
+  python predict.py --run experiments/PEMS04/described-seed1 --input today.csv
+  python predict.py --run experiments/PEMS04/described-seed1 --input today.csv --output next_hour.csv --max-gap 6
+  python predict.py --run experiments/PEMS04/described-seed1 --input data/PEMS04/PEMS04.npz --evaluate
+
+Of the run only best.pt is read; its data need not be there. The input is an npz archive as for training, or a .csv or
+.parquet table with a column of times and one column a sensor. Missing values are filled linearly between those before
+and after; at the end of the file the last value is repeated. The output is a CSV with a row for each step and sensor:
+time (the number of the step, from 0, where the input has no times), sensor, minutes_ahead, forecast in vehicles a step.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        InputError: the output would replace the input, or the longest gap is negative.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="npz, csv or parquet up to now")
+    parser.add_argument(
+        "--output", type=Path, default=Path("forecast.csv"), metavar="FILE", help="default: forecast.csv"
+    )
+    parser.add_argument("--max-gap", type=int, metavar="STEPS", help="longest gap to fill (default: an hour)")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="forecast the last rows of the file from those before, and score it"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
+    )
+    arguments = parser.parse_args()
+    if arguments.output.resolve() == arguments.input.resolve():
+        raise InputError(f"--output: found the input {arguments.input}, expected a file of its own")
+    if arguments.max_gap is not None and arguments.max_gap < 0:
+        raise InputError(f"--max-gap: found {arguments.max_gap}, expected a number of steps of at least 0")
+    return arguments
+
+
+def predict(forecaster: Forecaster, source: Path, output: Path, max_gap: int, evaluate: bool) -> None:
+    """Read, forecast, write, and if asked score."""
+    horizon = forecaster.config.data.num_for_predict if evaluate else 0
+    # A gap longer than max_gap shows its length only with that many steps before the first input.
+    read = read_history(source, forecaster, forecaster.steps_needed + max_gap + 1 + horizon)
+    history = read.until(max(0, len(read.flow) - horizon))
+    inputs, filled = model_inputs(history, forecaster.offsets, max_gap)
+    first, last = history.label(len(history.flow) - forecaster.steps_needed), history.label(len(history.flow) - 1)
+    print(f"{source}: the forecast needs {forecaster.steps_needed} steps before it: read {first} .. {last}")
+    if filled:
+        print(f"filled {filled} of {inputs.size} input values, in gaps of at most {max_gap} steps")
+
+    forecast = forecast_flow(forecaster, inputs)
+    save_forecast(output, history, forecast)
+    sensors, steps = forecast.shape
+    first, last = history.label(len(history.flow)), history.label(len(history.flow) + steps - 1)
+    print(f"wrote {output}: {sensors} sensors, {steps} steps, {first} .. {last}, in vehicles a step")
+
+    if evaluate:
+        truth = read.flow[len(history.flow) :].T  # (N, P)
+        errors = score_known(forecast, truth)
+        minutes = 60 / forecaster.config.data.points_per_hour
+        rows = {f"{step * minutes:g} min": row for step, row in enumerate(errors.by_horizon(), start=1)}
+        print(f"\nScored on {np.isfinite(truth).sum()} values of {source}, in vehicles a step:\n")
+        print(table({**rows, "all": errors.overall()}, "horizon"))
+
+
+def main() -> None:
+    """Load the run and forecast."""
+    arguments = parse_arguments()
+    forecaster = load_forecaster(arguments.run.resolve(), restore_model, arguments.device)
+    hour = forecaster.config.data.points_per_hour
+    max_gap = hour if arguments.max_gap is None else arguments.max_gap
+    predict(forecaster, arguments.input, arguments.output, max_gap, arguments.evaluate)
+
+
+if __name__ == "__main__":
+    run_script(main)

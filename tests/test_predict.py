@@ -1,0 +1,352 @@
+"""Forecasts from a checkpoint alone: equal to the engine's, any order of columns, gaps filled by the stated rule."""
+
+import csv
+import re
+import shutil
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib.config import load_config
+from lib.data import Prepared, Windows
+from lib.experiments import start_experiment
+from lib.forecasting import Forecaster, fill_gaps, find_gaps, load_forecaster, score_known
+from model.build import build_model, restore_model
+from tests.conftest import Call, tiny_series, write_dataset
+
+HORIZON, NEEDED, SENSORS = 3, 48, 5  # of the tiny data set: an hour is 2 steps, the inputs begin a day back
+IDS = ("40", "10", "30", "20", "50")
+START = datetime(2018, 3, 5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Train a run whose links speak positions, and one whose links speak ids; then delete the data of both."""
+    folders = {}
+    for name in ("positions", "ids"):
+        root = tmp_path_factory.mktemp(name)
+        path = write_dataset(root, fine_tune_epochs=0)
+        if name == "ids":
+            (root / "ids.txt").write_text("\n".join(IDS))
+            (root / "TINY" / "TINY.csv").write_text("from,to,cost\n40,10,1\n30,20,1\n20,50,1\n")
+        settings = [f"Data.id_filename={root / 'ids.txt'}"] if name == "ids" else []
+        config = load_config(path, ["Training.max_batches=1", *settings])
+        experiment = start_experiment(config, root / "out", name, build_model)
+        experiment.trainer.fit()
+        folders[name] = experiment.folder
+        shutil.rmtree(root / "TINY")
+        path.unlink()
+        (experiment.folder / "settings.ini").unlink()
+    return folders
+
+
+@pytest.fixture
+def flow() -> np.ndarray:
+    """Another series than that of the training, (T, N)."""
+    return tiny_series(days=3, seed=7)[:, :, 0].round(2)
+
+
+def times_of(steps: int) -> list[datetime]:
+    return [START + timedelta(minutes=30) * step for step in range(steps)]
+
+
+def write_csv(path: Path, flow: np.ndarray, names: Sequence[str] = IDS) -> Path:
+    pd.DataFrame(flow, columns=list(names), index=times_of(len(flow))).to_csv(path, index_label="time")
+    return path
+
+
+def read_forecast(path: Path) -> np.ndarray:
+    with path.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return np.array([float(row["forecast"]) for row in rows]).reshape(HORIZON, SENSORS).T
+
+
+def forecaster_of(folder: Path) -> Forecaster:
+    return load_forecaster(folder, restore_model, "cpu")
+
+
+def forecast_by_windows(folder: Path, flow: np.ndarray, label_start: int) -> np.ndarray:
+    """Return the forecast (N, P) that testing the run on a series (T, N) gives for a label start."""
+    forecaster = forecaster_of(folder)
+    least, greatest = (np.array([limit]) for limit in (forecaster.scaling.minimum, forecaster.scaling.maximum))
+    padded = np.concatenate([flow, np.zeros((HORIZON, SENSORS))]).astype(np.float32)  # targets are not looked at
+    windows = Windows(Prepared(padded, forecaster.offsets, {}, least, greatest, ""), HORIZON, torch.device("cpu"))
+    batch = windows.batch(torch.tensor([label_start]))
+    with torch.no_grad():
+        return forecaster.scaling.to_raw(forecaster.model.rollout(batch.series, batch.start))[0].numpy()
+
+
+@pytest.mark.parametrize("ending", [".npz", ".csv", ".parquet"])
+def test_the_forecast_is_that_of_the_engine_on_the_same_rows(
+    ending: str, runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / f"now{ending}"
+    if ending == ".npz":
+        np.savez(source, data=flow[:, :, None])
+    elif ending == ".csv":
+        write_csv(source, flow)
+    else:
+        pytest.importorskip("pyarrow")
+        pd.DataFrame(flow, columns=list(IDS), index=pd.DatetimeIndex(times_of(len(flow)))).to_parquet(source)
+    assert call("predict.py", "--run", runs["ids"], "--input", source, "--output", tmp_path / "out.csv") == 0
+    expected = forecast_by_windows(runs["ids"], flow, len(flow))
+    np.testing.assert_allclose(read_forecast(tmp_path / "out.csv"), expected, atol=0.00051)
+
+    with (tmp_path / "out.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    labels = [str(144 + step) if ending == ".npz" else str(times_of(147)[144 + step]) for step in range(HORIZON)]
+    assert list(rows[0]) == ["time", "sensor", "minutes_ahead", "forecast"]
+    assert [(row["time"], row["sensor"], row["minutes_ahead"]) for row in rows] == [
+        (label, sensor, str(30 * (step + 1))) for step, label in enumerate(labels) for sensor in IDS
+    ]
+    read = "96 .. 143" if ending == ".npz" else "2018-03-07 00:00:00 .. 2018-03-07 23:30:00"
+    output = capsys.readouterr().out
+    assert f"the forecast needs {NEEDED} steps before it: read {read}\n" in output
+    assert f"5 sensors, 3 steps, {labels[0]} .. {labels[-1]}, in vehicles a step" in output
+    assert "filled" not in output
+
+
+def test_only_the_last_rows_count_and_columns_may_be_in_any_order(
+    runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path
+) -> None:
+    start = ("predict.py", "--run", runs["ids"], "--input")
+    assert call(*start, write_csv(tmp_path / "all.csv", flow), "--output", tmp_path / "all") == 0
+    order = [3, 0, 4, 2, 1]
+    shuffled = write_csv(tmp_path / "order.csv", flow[:, order], [IDS[position] for position in order])
+    assert call(*start, shuffled, "--output", tmp_path / "order") == 0
+    assert (tmp_path / "order").read_bytes() == (tmp_path / "all").read_bytes()
+    np.savez(tmp_path / "short.npz", data=flow[-NEEDED:, :, None])
+    assert call(*start, tmp_path / "short.npz", "--output", tmp_path / "short") == 0
+    np.testing.assert_array_equal(read_forecast(tmp_path / "short"), read_forecast(tmp_path / "all"))
+
+
+def test_columns_go_by_position_where_the_run_has_no_ids(
+    runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_csv(tmp_path / "now.csv", flow, list("vwxyz"))
+    assert call("predict.py", "--run", runs["positions"], "--input", source) == 0
+    expected = forecast_by_windows(runs["positions"], flow, len(flow))
+    np.testing.assert_allclose(read_forecast(tmp_path / "forecast.csv"), expected, atol=0.00051)
+    assert (tmp_path / "forecast.csv").read_text().splitlines()[1].split(",")[1] == "v"
+
+    capsys.readouterr()
+    write_csv(source, flow[:, :4], list("vwxy"))
+    assert call("predict.py", "--run", runs["positions"], "--input", source) == 2
+    expected_error = "found 4 sensor columns beside the time, expected num_of_vertices = 5"
+    assert capsys.readouterr().err == f"error: {source}: {expected_error}\n"
+
+
+def test_gaps_are_filled_linearly_up_to_a_length() -> None:
+    hole = np.nan
+    flow = np.array(
+        [
+            [hole, 1.0, hole, 5.0],
+            [hole, hole, hole, hole],
+            [2.0, hole, hole, 7.0],
+            [hole, 7.0, hole, hole],
+            [6.0, hole, hole, hole],
+            [hole, 9.0, hole, hole],
+        ]
+    )
+    assert find_gaps(flow)[:3] == [(0, 0, 2), (0, 3, 4), (0, 5, 6)]
+    filled = fill_gaps(flow, 2)
+    np.testing.assert_allclose(filled[:, 0], [2, 2, 2, 4, 6, 6])  # at the ends the nearest value is repeated
+    np.testing.assert_allclose(filled[:, 1], [1, 3, 5, 7, 8, 9])
+    np.testing.assert_allclose(filled[:, 2], [hole] * 6)
+    np.testing.assert_allclose(filled[:, 3], [5, 6, 7, hole, hole, hole])
+    np.testing.assert_allclose(fill_gaps(flow, 1)[:, 1], [1, hole, hole, 7, 8, 9])
+    np.testing.assert_array_equal(fill_gaps(flow, 0), flow)
+    assert np.isnan(fill_gaps(flow, 100)[:, 2]).all()  # there is nothing to fill from
+    assert fill_gaps(flow, 3)[:, 3].tolist() == [5, 6, 7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("kind", ["empty cells", "absent rows", "archive"])
+def test_a_gap_of_the_longest_length_is_filled_and_a_longer_one_is_named(
+    kind: str, runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / ("now.npz" if kind == "archive" else "now.csv"), tmp_path / "out.csv"
+    sensors = slice(None) if kind == "absent rows" else 2
+
+    def predict(first: int, end: int, *flags: object) -> int:
+        with_gap = flow.copy()
+        with_gap[first:end, sensors] = np.nan
+        if kind == "archive":
+            np.savez(source, data=with_gap[:, :, None])
+        else:
+            write_csv(source, with_gap)
+        if kind == "absent rows":
+            lines = source.read_text().splitlines(keepends=True)
+            source.write_text("".join(lines[: first + 1] + lines[end + 1 :]))
+        return call("predict.py", "--run", runs["ids"], "--input", source, "--output", output, *flags)
+
+    def filled(first: int, end: int) -> np.ndarray:
+        by_hand = flow.copy()
+        share = (np.arange(first, end)[:, None] - first + 1) / (end - first + 1)
+        straight = (1 - share) * flow[first - 1] + share * flow[end]
+        by_hand[first:end, sensors] = straight[:, sensors]
+        return by_hand
+
+    assert predict(141, 143) == 0  # 2 steps, an hour
+    np.testing.assert_allclose(
+        read_forecast(output), forecast_by_windows(runs["ids"], filled(141, 143), 144), atol=0.00051
+    )
+    count = 2 * SENSORS if kind == "absent rows" else 2
+    assert f"filled {count} of 30 input values, in gaps of at most 2 steps" in capsys.readouterr().out
+
+    assert predict(140, 143) == 2
+    error = capsys.readouterr().err
+    span = "140 to 142" if kind == "archive" else "2018-03-07 22:00:00 to 2018-03-07 23:00:00"
+    expected = f"sensor '30': found no value from {span} (3 steps), expected gaps of at most 2 steps (--max-gap)\n"
+    assert f"error: {source}: {expected}" in error
+    assert len(error.splitlines()) == (SENSORS if kind == "absent rows" else 1)
+
+    assert predict(140, 143, "--max-gap", 3) == 0
+    np.testing.assert_allclose(
+        read_forecast(output), forecast_by_windows(runs["ids"], filled(140, 143), 144), atol=0.00051
+    )
+    # A gap that begins before the rows that are needed is as long as it is, and filled from where it begins.
+    capsys.readouterr()
+    assert predict(92, 97) == 2
+    assert "found no value from" in capsys.readouterr().err
+    assert predict(95, 97) == 0
+    np.testing.assert_allclose(
+        read_forecast(output), forecast_by_windows(runs["ids"], filled(95, 97), 144), atol=0.00051
+    )
+    # What no input reads may be missing: the inputs are an hour a day back, and the last two hours.
+    assert predict(99, 139) == 0
+    np.testing.assert_allclose(read_forecast(output), forecast_by_windows(runs["ids"], flow, 144), atol=0.00051)
+
+
+def test_a_gap_at_the_end_repeats_the_last_value(
+    runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path
+) -> None:
+    with_gap, by_hand = flow.copy(), flow.copy()
+    with_gap[-2:, 1], by_hand[-2:, 1] = np.nan, flow[-3, 1]
+    assert call("predict.py", "--run", runs["ids"], "--input", write_csv(tmp_path / "now.csv", with_gap)) == 0
+    expected = forecast_by_windows(runs["ids"], by_hand, len(flow))
+    np.testing.assert_allclose(read_forecast(tmp_path / "forecast.csv"), expected, atol=0.00051)
+
+
+def printed_scores(text: str) -> dict[str, list[float]]:
+    rows = re.findall(r"^\| (\d+ min|all) +\|(.*)\|$", text, flags=re.MULTILINE)
+    return {name: [float(cell) if cell.strip() != "-" else np.nan for cell in cells.split("|")] for name, cells in rows}
+
+
+def test_evaluation_equals_numpy(
+    runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = flow[-HORIZON:].T.copy()  # (N, P)
+    truth[0, 1], truth[3, 2], truth[4, 2] = np.nan, 0, np.nan
+    flow[-HORIZON:] = truth.T
+    source = write_csv(tmp_path / "now.csv", flow)
+    assert call("predict.py", "--run", runs["ids"], "--input", source, "--evaluate") == 0
+    output = capsys.readouterr().out
+    assert f"Scored on 13 values of {source}" in output
+    assert "wrote forecast.csv: 5 sensors, 3 steps, 2018-03-07 22:30:00 .. 2018-03-07 23:30:00" in output
+
+    forecast = forecast_by_windows(runs["ids"], flow[:-HORIZON], len(flow) - HORIZON)
+    np.testing.assert_allclose(read_forecast(tmp_path / "forecast.csv"), forecast, atol=0.00051)
+    printed = printed_scores(output)
+    assert list(printed) == ["30 min", "60 min", "90 min", "all"]
+    for name, steps in zip(printed, ([0], [1], [2], [0, 1, 2]), strict=True):
+        error, target = np.abs(forecast - truth)[:, steps], truth[:, steps]
+        nonzero = error[target != 0]
+        expected = [
+            np.nanmean(error),
+            np.nanmean(error**2) ** 0.5,
+            100 * np.nanmean(nonzero / target[target != 0]),
+            np.nanmean(nonzero),
+            np.nanmean(nonzero**2) ** 0.5,
+        ]
+        np.testing.assert_allclose(printed[name], expected, atol=0.00051)
+
+
+def test_the_truth_has_no_influence_on_the_forecast_it_scores(
+    runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path
+) -> None:
+    flow[-HORIZON - 1, 2] = np.nan  # filled without a look at what comes after
+    forecasts = []
+    for shift in (0, 100):
+        flow[-HORIZON:] += shift
+        source = write_csv(tmp_path / "now.csv", flow)
+        assert call("predict.py", "--run", runs["ids"], "--input", source, "--evaluate") == 0
+        forecasts.append((tmp_path / "forecast.csv").read_bytes())
+    assert forecasts[0] == forecasts[1]
+
+
+def test_a_horizon_without_truth_has_no_score() -> None:
+    truth = np.array([[1.0, np.nan], [3.0, np.nan]])
+    errors = score_known(np.array([[2.0, 5.0], [5.0, 5.0]], dtype=np.float32), truth)
+    first, second = errors.by_horizon()
+    assert first["mae"] == errors.overall()["mae"] == 1.5
+    assert set(second.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("names", "messages"),
+    [
+        (
+            ["40", "10", "30", "200", "50"],
+            [
+                "found column '200', expected a sensor of {run}/best.pt (did you mean '20'?)",
+                "found no column '20', a sensor of {run}/best.pt (did you mean '200'?)",
+            ],
+        ),
+        (["40", "10", "30", "20"], ["found no column '50', a sensor of {run}/best.pt"]),
+        ([*IDS, "total"], ["found column 'total', expected a sensor of {run}/best.pt"]),
+        (
+            list("uvwxy"),
+            [*(f"found column '{name}', expected a sensor of {{run}}/best.pt" for name in "uvwxy"), "and 5 more"],
+        ),
+    ],
+)
+def test_columns_that_are_not_the_sensors_of_the_run(
+    names: list[str],
+    messages: list[str],
+    runs: dict[str, Path],
+    flow: np.ndarray,
+    call: Call,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_csv(tmp_path / "now.csv", np.resize(flow, (100, len(names))), names)
+    assert call("predict.py", "--run", runs["ids"], "--input", source) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(messages)
+    for line, message in zip(lines, messages, strict=True):
+        assert line.startswith(f"error: {source}: {message.format(run=runs['ids'])}")
+    assert not (tmp_path / "forecast.csv").exists()
+
+
+def test_wrong_input_is_said_and_nothing_is_written(
+    runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_csv(tmp_path / "now.csv", flow[:50])
+    before = source.read_bytes()
+
+    def error(*arguments: object, run: Path = runs["ids"]) -> str:
+        assert call("predict.py", "--run", run, "--input", *arguments) == 2
+        return capsys.readouterr().err
+
+    missing = runs["ids"].parent / "idz"
+    expected = f"error: {missing}: found no best.pt, expected the folder of a run (did you mean 'ids'?)\n"
+    assert error(source, run=missing) == expected
+    expected = "now.csv: found 47 steps before the forecast, expected at least 48\n"
+    assert error(source, "--evaluate").endswith(expected)
+    assert error(source, "--output", source).endswith(f"found the input {source}, expected a file of its own\n")
+    assert error(source, "--max-gap", "-1").endswith("--max-gap: found -1, expected a number of steps of at least 0\n")
+    np.savez(tmp_path / "now.npz", data=np.full((60, SENSORS, 1), np.inf))
+    assert "found 300 infinite values, the first at step 0, sensor 0" in error(tmp_path / "now.npz")
+    source.write_bytes(before.replace(b"2018-03-05 00:30", b"2018-03-05 00:40"))
+    assert "row 3: found the time 2018-03-05 00:40:00, expected 2018-03-05 00:30:00" in error(source)
+    assert not (tmp_path / "forecast.csv").exists()
+
+
+def test_help_shows_examples(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("predict.py", "--help") == 0
+    assert "python predict.py --" in capsys.readouterr().out
