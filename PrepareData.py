@@ -1,10 +1,10 @@
 """Prepare a sensor series for training: check it, split it, scale it, and write one small file beside it."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.data import SPLITS
 from lib.errors import run_script
@@ -20,9 +20,7 @@ NAMES_SHOWN = 10
 
 def main() -> None:
     """Parse the arguments, prepare, and print what was found."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting; repeatable"

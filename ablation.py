@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lib.command_line import ScriptParser
 from lib.comparison import FinishedRuns, check_same_targets, paired_difference, read_runs
 from lib.config import Config, load_config
 from lib.devices import choose_device, describe_device
@@ -48,9 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         InputError: a variant is unknown.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
@@ -60,6 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
     parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")
     arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds: found {arguments.seeds}, expected an integer of at least 1")
     for name in arguments.only:
         if name not in ABLATIONS:
             raise InputError(

@@ -1,9 +1,9 @@
 """Compute the DTW distance between the mean days of all pairs of sensors: the similarity graph's input."""
 
-import argparse
 from pathlib import Path
 from typing import get_args
 
+from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.dtw import Method, Rows
 from lib.errors import run_script
@@ -17,9 +17,7 @@ EXAMPLES = """examples:
 
 def main() -> None:
     """Parse the arguments, compute, and print what was written."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
     parser.add_argument(

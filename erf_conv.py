@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lib.command_line import ScriptParser
 from lib.errors import run_script
 from lib.experiments import open_run
 from lib.graphs import adjacency_matrix, hop_distances
@@ -24,9 +25,7 @@ place of older ones.
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a trained run")
     parser.add_argument("--layer", metavar="NAME", help="dotted name of a module (default: two pictures, see below)")
     parser.add_argument(

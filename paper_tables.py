@@ -1,9 +1,9 @@
 """Collect finished runs into the paper's tables, beside published results and baselines."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.errors import InputError, nearest, run_script
 from lib.experiments import EXPERIMENTS
@@ -23,9 +23,7 @@ CONFIGURATIONS = REPOSITORY_ROOT / "configurations"
 
 def main() -> None:
     """Parse the arguments, collect, and write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument(
         "--dataset", nargs="+", default=["PEMS03", "PEMS04", "PEMS07", "PEMS08"], help="shipped data sets"
     )

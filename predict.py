@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.command_line import ScriptParser
 from lib.errors import InputError, run_script
 from lib.forecasting import (
     Forecaster,
@@ -36,9 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         InputError: the output would replace the input, or the longest gap is negative.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a trained run")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="npz, csv or parquet up to now")
     parser.add_argument(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lib.checkpoints import BEST, load_checkpoint, load_tensors, save_tensors
+from lib.command_line import ScriptParser
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
 from lib.experiments import (
@@ -44,9 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         InputError: a flag that starts a new run is given with --resume.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__, EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, help="INI file of the data set: start a new run")
     source.add_argument("--resume", type=Path, metavar="DIR", help="run folder: go on from its last checkpoint")

@@ -7,7 +7,6 @@ A file is received as `<file>.part`, which stays when the network fails and is c
 reading them and counting their rows, so a file that reads well but holds other links would pass.
 """
 
-import argparse
 import hashlib
 import os
 import sys
@@ -24,6 +23,7 @@ from tqdm import tqdm
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY_ROOT))
 
+from lib.command_line import ScriptParser  # noqa: E402
 from lib.errors import InputError, nearest, run_script  # noqa: E402
 from lib.graphs import read_links  # noqa: E402
 
@@ -171,11 +171,7 @@ def download(name: str, source: str, output: Path) -> None:
 
 def main() -> None:
     """Parse the arguments and download."""
-    parser = argparse.ArgumentParser(
-        description="Download official PEMS data sets and verify them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ScriptParser("Download official PEMS data sets and verify them.", EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(DATASETS))
     parser.add_argument(
         "--mirror", default=SOURCE, metavar="URL", help="fetch URL/NAME/NAME.npz (default: %(default)s)"

@@ -1,5 +1,6 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, and the random state that goes with them."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,20 @@ import torch
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.files import written_whole
+from lib.files import reason, written_whole
 
 CHECKPOINT_FORMAT = 1
+CARRIED = ("model", "settings", "scaling", "sensor_ids", "data_fingerprint")  # by every checkpoint, for its readers
 LAST, BEST = "last.pt", "best.pt"  # all there is to go on from; the best weights so far
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values, whole or not at all."""
+    # In memory first: torch.save does not tell a full disk from other faults.
+    written = io.BytesIO()
+    torch.save(dict(content), written)
     with written_whole(path) as partial:
-        torch.save(dict(content), partial)
+        partial.write_bytes(written.getbuffer())
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -30,9 +35,11 @@ def load_tensors(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected a checkpoint") from None
-    except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-        raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({reason})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from None
+    except Exception as error:  # torch.load raises many kinds, and advises to unpickle
+        kind = type(error).__name__
+        raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({kind})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
     return content
@@ -50,9 +57,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: the file is missing, damaged, or not such a checkpoint.
     """
     checkpoint = load_tensors(path)
-    if checkpoint.get("format") != CHECKPOINT_FORMAT:
-        found = checkpoint.get("format")
-        raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}")
+    found = checkpoint.get("format")
+    if not isinstance(found, int) or found != CHECKPOINT_FORMAT:
+        raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}".replace("\n", " "))
+    for key in (*CARRIED, "weights", "progress"):
+        if key not in checkpoint:
+            raise InputError(f"{path}: found no '{key}', expected a checkpoint of this project")
     return checkpoint
 
 

@@ -46,7 +46,12 @@ def read_runs(name: str, folders: Sequence[Path]) -> FinishedRuns:
     for folder in folders:
         predictions = load_npz(folder / PREDICTIONS, ("forecast", "target"))
         errors.append(np.abs(predictions["forecast"] - predictions["target"]).mean(axis=(1, 2), dtype=np.float64))
-    return FinishedRuns(name, [load_json(folder / METRICS) for folder in folders], np.stack(errors))
+    metrics = [load_json(folder / METRICS) for folder in folders]
+    for folder, content in zip(folders, metrics, strict=True):
+        for key in ("test_set", "test", "best_val_mae"):
+            if not isinstance(content, dict) or key not in content:
+                raise InputError(f"{folder / METRICS}: found no '{key}', expected the metrics of a finished run")
+    return FinishedRuns(name, metrics, np.stack(errors))
 
 
 def check_same_targets(groups: Sequence[FinishedRuns]) -> None:

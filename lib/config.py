@@ -95,6 +95,7 @@ Threads = Annotated[int, Kind("an integer from 0 to 1024", int, lambda value: 0 
 StepsPerHour = Annotated[int, Kind("an integer from 1 to 60", int, lambda value: 1 <= value <= 60)]
 Seed = Annotated[int, Kind("an integer from 0 to 4294967295", int, lambda value: 0 <= value < 2**32)]
 PositiveNumber = Annotated[float, Kind("a number above 0", float, lambda value: 0 < value < math.inf)]
+LearningRate = Annotated[float, Kind("a number above 0 and at most 1000", float, lambda value: 0 < value <= 1000)]
 NumberOrZero = Annotated[float, Kind("a number of at least 0", float, lambda value: 0 <= value < math.inf)]
 DropoutRate = Annotated[float, Kind("a number of at least 0 and below 1", float, lambda value: 0 <= value < 1)]
 Threshold = Annotated[float, Kind("a number above 0 and at most 1", float, lambda value: 0 < value <= 1)]
@@ -173,7 +174,7 @@ class TrainingConfig:
     num_of_hours: Segments  # H, the last H hours
     epochs: CountOrZero  # stage 1, teacher forcing
     fine_tune_epochs: CountOrZero  # stage 2, through the rollout at learning_rate / 10
-    learning_rate: PositiveNumber
+    learning_rate: LearningRate
     dropout: DropoutRate
     kernel_size: OddCount  # tokens under the convolutions of attention and gate
     num_layers: Count  # of the encoder, and of the decoder

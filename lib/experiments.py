@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from lib.baselines import score_baselines, targets
-from lib.checkpoints import BEST, LAST, load_checkpoint
+from lib.checkpoints import BEST, CARRIED, LAST, load_checkpoint
 from lib.config import Config, load_config
 from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
-from lib.files import REPOSITORY_ROOT, fingerprint_arrays, save_json, written_whole
+from lib.files import REPOSITORY_ROOT, fingerprint_arrays, reason, save_json, written_whole
 from lib.preparation import graphs_for, links_for, prepared_for
 from lib.reporting import (
     METRICS,
@@ -66,16 +66,15 @@ def new_run_folder(folder: Path) -> Iterator[Path]:
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     taken = f"--name: found a run in {folder}, expected a new name, or --resume"
-    if folder.exists():
-        raise InputError(taken)
     try:
+        if folder.exists():
+            raise InputError(taken)
         partial.mkdir(parents=True)
         yield partial
         partial.rename(folder)  # fails when another run has just taken the name
     except OSError as error:
-        raise InputError(
-            taken if folder.exists() else f"{folder}: cannot be made: {error.strerror or error}"
-        ) from error
+        found = os.path.exists(folder)  # Path.exists raises on a name that is too long
+        raise InputError(taken if found else f"{folder}: cannot be made: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -117,13 +116,28 @@ class Run:
 
 
 def _load_settings(folder: Path) -> Config:
-    if not (folder / SETTINGS).exists():
+    if not os.path.exists(folder / SETTINGS):
         siblings = [path.name for path in folder.parent.glob("*") if (path / SETTINGS).exists()]
         raise InputError(f"{folder}: found no run here ({SETTINGS} is missing){nearest(folder.name, siblings)}")
     return load_config(folder / SETTINGS)
 
 
+def restored(path: Path, checkpoint: Mapping[str, Any], restore_model: Restorer) -> nn.Module:
+    """Return the model of a checkpoint that was read from `path`.
+
+    Raises:
+        InputError: its weights are not those of the model that it describes.
+    """
+    try:
+        return restore_model(checkpoint["model"], checkpoint["weights"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reasons = "; ".join(line.strip() for line in str(error).splitlines())
+        raise InputError(f"{path}: found weights that do not fit its model: {reasons}") from None
+
+
 def _matching_prepared(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Prepared:
+    if checkpoint["model"] != model_arguments(config):
+        raise InputError(f"{path}: found other settings than in {SETTINGS} beside it, expected the same")
     prepared = prepared_for(config)
     if checkpoint["data_fingerprint"] != prepared.source_fingerprint:
         series = config.data.graph_signal_matrix_filename
@@ -142,7 +156,7 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
     device = choose_device(device_name)
     checkpoint = load_checkpoint(folder / BEST)
     prepared = _matching_prepared(config, checkpoint, folder / BEST)
-    model = restore_model(checkpoint["model"], checkpoint["weights"]).to(device).eval()
+    model = restored(folder / BEST, checkpoint, restore_model).to(device).eval()
     return Run(folder, config, prepared, Windows(prepared, config.data.num_for_predict, device), model)
 
 
@@ -205,8 +219,8 @@ def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | 
     configure_cpu(checkpoint["threads"])  # another number of threads adds up in another order
     device = choose_device(device_name or config.runtime.device)
     prepared = _matching_prepared(config, checkpoint, folder / LAST)
-    model = restore_model(checkpoint["model"], checkpoint["weights"])
-    extra = {key: checkpoint[key] for key in ("model", "settings", "scaling", "sensor_ids", "data_fingerprint")}
+    model = restored(folder / LAST, checkpoint, restore_model)
+    extra = {key: checkpoint[key] for key in CARRIED}
     trainer = _trainer(model, prepared, config, folder, extra, device)
     trainer.resume(checkpoint)
     return Experiment(folder, config, prepared, trainer)

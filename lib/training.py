@@ -185,7 +185,7 @@ class Trainer:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.random_state = checkpoint["random_state"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / LAST}: does not fit its run: {error}") from None
 
     def fit(self) -> None:

@@ -111,7 +111,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, reading: Tensor, allowed: Tensor | None) -> Tensor:
-        """Map decoder tokens (B, N, T, C) to (B, N, T, C), with the gate's reading of the memory, under a mask (N, N)."""
+        """Map decoder tokens (B, N, T, C) to (B, N, T, C), with what the gate read of the memory, under a mask."""
         x = x + self.dropout(self.temporal(self.temporal_norm(x)))
         x = x + self.dropout(self.gate(self.gate_norm(x), reading))
         return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))

@@ -133,10 +133,12 @@ def from_released(released: Mapping[str, Tensor], model: DTGLKNet) -> dict[str, 
     unused = set(_unused(model))
     faults = [f"missing {name}" for name in sorted(expected - released.keys())]
     faults += [f"unknown {name}" for name in sorted(released.keys() - expected - unused)]
+    tensors = {name: value for name, value in released.items() if isinstance(value, Tensor)}
+    faults += [f"no tensor in {name}" for name in sorted(released.keys() & expected - tensors.keys())]
     state = {}
     for row in rows:
         shape = own_state[row.name].shape
-        parts = [released[name] for name in row.released if name in released]
+        parts = [tensors[name] for name in row.released if name in tensors]
         part_shape = torch.Size([shape[0] // len(row.released), *shape[1:]]) if shape else shape
         wanted = _released_shape(row.layout, part_shape, _kernel_size(model))
         wrong = [part for part in parts if tuple(part.shape) != wanted]

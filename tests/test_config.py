@@ -178,7 +178,7 @@ def assert_comes_back(config: Config) -> None:
 
 
 @given(
-    learning_rate=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    learning_rate=st.floats(min_value=0, max_value=1000, exclude_min=True),
     dropout=st.floats(min_value=0, max_value=1, exclude_max=True),
     kernels=st.lists(st.integers(1, 10**9).map(lambda half: 2 * half + 1), min_size=1).map(tuple),
     start=st.none() | st.datetimes(),
@@ -327,7 +327,7 @@ similarity = nearst
         "mine.conf [Data] start: found 'yesterday', expected a local time such as 2018-03-05 or 2018-03-05 00:05, "
         "or nothing",
         "mine.conf [Training] batch_size: found '0', expected an integer of at least 1",
-        "mine.conf [Training] learning_rate: found 'nan', expected a number above 0",
+        "mine.conf [Training] learning_rate: found 'nan', expected a number above 0 and at most 1000",
         "mine.conf [Training] dropout: found no such key, expected a number of at least 0 and below 1",
         "mine.conf [Training] kernel_size: found '4', expected an odd integer of at least 1",
         "mine.conf [Training] num_layers: found '1.5', expected an integer of at least 1",
