@@ -126,7 +126,7 @@ def main() -> None:
         figures = report_test(experiment)
     else:
         figures = finish_experiment(experiment)
-    print("\nfigures:", *figures, sep="\n  ")
+    print("\nlook at:", *figures, sep="\n  ")
     if arguments.export:
         best = restore_model(experiment.trainer.extra["model"], load_checkpoint(experiment.folder / BEST)["weights"])
         save_tensors(arguments.export, released_checkpoint(best))

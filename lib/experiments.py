@@ -27,13 +27,14 @@ from lib.devices import choose_device, configure_cpu, describe_device, peak_memo
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, reason, save_json, written_whole
 from lib.preparation import graphs_for, links_for, prepared_for
+from lib.report_page import make_report
 from lib.reporting import (
     METRICS,
-    make_figures,
     metrics_content,
     print_results,
     save_log,
     save_metrics,
+    save_patch_positions,
     save_predictions,
 )
 from lib.training import Trainer
@@ -272,7 +273,7 @@ def dry_run(config: Config, build_model: Builder) -> str:
 
 
 def finish_experiment(experiment: Experiment) -> list[Path]:
-    """Train to the end, test the best weights, write and print all results, and return the figures' paths.
+    """Train to the end, test the best weights, write and print all results, and return the paths of figures and page.
 
     Raises:
         InputError: training failed.
@@ -286,7 +287,7 @@ def finish_experiment(experiment: Experiment) -> list[Path]:
 
 
 def report_test(experiment: Experiment) -> list[Path]:
-    """Test the best weights, write and print all results, and return the figures' paths."""
+    """Test the best weights, write and print all results, and return the paths of figures and page."""
     trainer, prepared, config = experiment.trainer, experiment.prepared, experiment.config
     tested = trainer.test()
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
@@ -313,9 +314,10 @@ def report_test(experiment: Experiment) -> list[Path]:
         "baselines": {name: metrics_content(errors) for name, errors in baselines.items()},
     }
     save_predictions(experiment.folder, tested.forecast, targets(prepared, starts, horizon), starts)
+    save_patch_positions(experiment.folder, trainer.model, trainer.windows, starts)
     save_metrics(experiment.folder, metrics)
     print_results(metrics, config)
-    return make_figures(experiment.folder, config)
+    return make_report(experiment.folder, config)
 
 
 def complete_run(config: Config, root: Path, name: str, build_model: Builder, restore_model: Restorer) -> Path:

@@ -105,3 +105,9 @@ def tiny_series(days: int = 8, sensors: int = 5, steps_per_day: int = 48, seed: 
     phase = draw.uniform(0, 2 * np.pi, sensors)
     rhythm = 100 + 60 * np.sin(2 * np.pi * step / steps_per_day + phase)
     return (rhythm + draw.normal(0, 8, rhythm.shape)).clip(0)[:, :, None]
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures and the page of finished runs: they take longer than a tiny training."""
+    monkeypatch.setattr("lib.experiments.make_report", lambda *_: [])

@@ -21,6 +21,8 @@ from model.deformable_patches import RegularPatches
 from model.dtg_lknet import DTGLKNet
 from tests.conftest import DatasetMaker, tiny_series
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def experiment_with(path: Path, root: Path, name: str) -> Experiment:
     config = load_config(path, ablation.ABLATIONS[name])

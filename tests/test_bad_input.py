@@ -659,7 +659,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("good")
     config = load_config(write_dataset(root, fine_tune_epochs=0, extra="max_batches = 1\n"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lib.experiments.make_figures", lambda *_: [])  # they take longer than all the rest
+        patched.setattr("lib.experiments.make_report", lambda *_: [])  # they take longer than all the rest
         finish_experiment(start_experiment(config, root / "out", "one", build_model))
     return root
 

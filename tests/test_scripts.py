@@ -112,6 +112,9 @@ def test_resuming_a_finished_run_gives_its_results_again(
     assert "found no run here (settings.ini is missing) (did you mean 'one'?)" in capsys.readouterr().err
 
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_shows_examples(script: str, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(script, "--help") == 0

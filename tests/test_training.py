@@ -24,6 +24,8 @@ from lib.training import Trainer, evaluate
 from model.build import build_model, restore_model
 from tests.conftest import REAL_DATA, DatasetMaker
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def start(config: Config, root: Path, name: str = "run") -> Experiment:
     return start_experiment(config, root, name, build_model)
@@ -43,28 +45,6 @@ def assert_same_weights(first: Path, second: Path) -> None:
     for name in (LAST, BEST):
         ones, others = weights_of(first, name), weights_of(second, name)
         assert all(torch.equal(ones[key], others[key]) for key in ones)
-
-
-def test_a_run_explains_itself(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1))
-    folder = run(config, tmp_path / "out")
-    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    names = ("training_curve", "error_by_horizon", "forecast")
-    figures = {f"figures/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
-    described = {"settings.ini", "environment.json", "log.jsonl", LAST, BEST}
-    assert written == figures | described | {"metrics.json", "metrics.csv", "predictions.npz"}
-    assert load_config(folder / "settings.ini") == config
-
-    log = read_log(folder)
-    assert [entry["stage"] for entry in log] == ["teacher forcing", "teacher forcing", "fine-tuning"]
-    assert [entry["learning_rate"] for entry in log] == pytest.approx([0.003, 0.003, 0.0003])
-    metrics = load_json(folder / "metrics.json")
-    best = min(log, key=lambda entry: entry["val_loss"])
-    assert (metrics["best_epoch"], metrics["best_val_mae"]) == (best["epoch"], best["val_mae"])
-    assert metrics["test_set"]["samples"] == len(prepared_for(config).label_starts["test"])
-    environment = load_json(folder / "environment.json")
-    assert environment["seed"] == 0
-    assert environment["packages"]["torch"] == str(torch.__version__)
 
 
 def test_reported_metrics_are_those_of_the_saved_forecasts(make_dataset: DatasetMaker, tmp_path: Path) -> None:
@@ -119,10 +99,7 @@ def assert_same_runs(whole: Path, resumed: Path) -> None:
     assert timeless[0] == timeless[1]
 
 
-def test_resuming_equals_not_stopping(
-    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lib.experiments.make_figures", lambda *_: [])  # they take longer than the training
+def test_resuming_equals_not_stopping(make_dataset: DatasetMaker, tmp_path: Path) -> None:
     settings = ["Training.dropout=0.2", "Training.max_batches=3", "Runtime.checkpoint_minutes=1e-9"]
     config = load_config(make_dataset(epochs=2, fine_tune_epochs=1), settings)
     whole = run(config, tmp_path / "out", "whole")

@@ -1,0 +1,51 @@
+"""Draw all figures of a finished run and write its page, report.html, from the files in its folder."""
+
+import argparse
+from pathlib import Path
+
+from lib.command_line import ScriptParser
+from lib.config import load_config
+from lib.errors import run_script
+from lib.experiments import SETTINGS
+from lib.report_page import make_report
+from lib.reporting import DAYS_DRAWN
+
+EXAMPLES = """examples:
+  python report.py --run experiments/PEMS04/described-seed1
+  python report.py --run experiments/PEMS04/described-seed1 --sensors 3 17 --days 2
+  python report.py --run experiments/PEMS04/described-seed1 --sensors 3 --days 1 --first-day 5
+
+Nothing is trained again. Figures go to the run's folder figures/, PNG and PDF, in place of older ones of that name.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = ScriptParser(__doc__, EXAMPLES)
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a finished run")
+    parser.add_argument(
+        "--sensors",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="POSITION",
+        help="sensors whose forecast is drawn (default: the one of median error)",
+    )
+    parser.add_argument("--days", type=int, default=DAYS_DRAWN, help=f"days of forecast drawn (default: {DAYS_DRAWN})")
+    parser.add_argument(
+        "--first-day", type=int, default=0, metavar="K", help="days of the test split before them (default: 0)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make figures and page, and print their paths."""
+    arguments = parse_arguments()
+    folder = arguments.run.resolve()
+    config = load_config(folder / SETTINGS)
+    written = make_report(folder, config, arguments.sensors, arguments.days, arguments.first_day)
+    print("wrote", *written, sep="\n  ")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,486 @@
+"""Figures show what the files hold: labelled, in units, the same numbers; what is missing is left out and said."""
+
+from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.dates import num2date
+from matplotlib.figure import Figure
+
+from lib.baselines import targets
+from lib.checkpoints import BEST, load_checkpoint
+from lib.config import Config, load_config
+from lib.data import Prepared, Windows, load_prepared
+from lib.errors import InputError
+from lib.experiments import start_experiment
+from lib.figures import (
+    HORIZONS,
+    clustered_order,
+    error_by_horizon,
+    error_by_time_of_day,
+    error_map,
+    forecast_against_truth,
+    graph_matrices,
+    kernel_profiles,
+    patch_displacement,
+    road_layout,
+    save_figure,
+    training_curve,
+)
+from lib.graphs import hop_distances
+from lib.metrics import ForecastErrors
+from lib.reporting import (
+    PATCH_POSITIONS,
+    load_results,
+    mae_by_time_of_day,
+    make_figures,
+    metrics_content,
+    save_log,
+    save_metrics,
+    save_patch_positions,
+    save_predictions,
+)
+from model.build import build_model
+from tests.conftest import write_dataset
+
+UNIT = "vehicles / 30 min"
+HISTORY = [
+    {"epoch": 1, "stage": "teacher forcing", "learning_rate": 0.003, "train_loss": 0.4, "val_loss": 0.5},
+    {"epoch": 2, "stage": "teacher forcing", "learning_rate": 0.003, "train_loss": 0.3, "val_loss": 0.35},
+    {"epoch": 3, "stage": "fine-tuning", "learning_rate": 0.0003, "train_loss": 0.25, "val_loss": 0.36},
+]
+HISTORY = [
+    {**entry, "val_mae": 40 * entry["val_loss"], "best": entry["epoch"] < 3, "seconds": 1.0} for entry in HISTORY
+]
+
+
+def write_run(root: Path) -> Path:
+    """Write all files of a finished run with weights as drawn and made-up forecasts, and return its folder."""
+    path = write_dataset(root, horizon=6)
+    changes = ["Data.start=2018-03-05 06:30", "Training.num_of_hours=3", "Model.large_kernels=15 21"]
+    config = load_config(path, changes)
+    experiment = start_experiment(config, root / "out", "run", build_model)
+    trainer, folder = experiment.trainer, experiment.folder
+    trainer.save(BEST)
+    starts = experiment.prepared.label_starts["test"]
+    target = targets(experiment.prepared, starts, config.data.num_for_predict)
+    noise = np.random.default_rng(0).normal(0, 5, target.shape)
+    forecast = (target + noise * np.linspace(1, 2, target.shape[1])[:, None]).astype(np.float32)
+    errors = ForecastErrors.zero(target.shape[2])
+    errors.update(torch.from_numpy(forecast), torch.from_numpy(target))
+    scores = metrics_content(errors)
+    save_predictions(folder, forecast, target, starts)
+    save_log(folder, HISTORY)
+    save_patch_positions(folder, trainer.model, trainer.windows, starts)
+    described: dict[str, Any] = {
+        **{"dataset": config.data.dataset_name, "variant": "described", "seed": 0, "parameters": 12345, "epochs": 3},
+        **{"best_epoch": 2, "best_val_mae": 14.0, "test_set": {"samples": len(starts)}},
+    }
+    save_metrics(folder, {**described, "test": scores, "baselines": {"last value": scores}})
+    return folder
+
+
+def settings_of(folder: Path) -> Config:
+    return load_config(folder / "settings.ini")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def untouched_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("untouched"))
+
+
+def lines_of(axes: Axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {str(line.get_label()): line.get_data() for line in axes.get_lines()}
+
+
+def shown_axes(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.get_visible() and axes.axison]
+
+
+def scores(mae: list[float]) -> list[dict[str, float | None]]:
+    return [{"mae": value} for value in mae]
+
+
+def masks(number: int) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(1)
+    return {"similarity mask": draw.random((number, number)) < 0.5, "topology mask": np.eye(number, dtype=bool)}
+
+
+def distances(number: int) -> np.ndarray:
+    place = np.random.default_rng(2).uniform(0, 100, number)
+    return np.abs(place[:, None] - place)
+
+
+GRID = np.arange(12.0).reshape(4, 3)
+FIGURES: dict[str, tuple[Callable[[], Figure], list[str]]] = {
+    "training curve": (lambda: training_curve(HISTORY, UNIT), ["epoch", "(scaled flow)", f"MAE ({UNIT})"]),
+    "error by horizon": (
+        lambda: error_by_horizon({"model": scores([1, 2])}, 30, UNIT),
+        ["forecast horizon (min)", f"MAE ({UNIT})"],
+    ),
+    "error by time of day": (
+        lambda: error_by_time_of_day(np.ones(48), 30, UNIT, datetime(2018, 1, 1)),
+        ["time of day of the target (h)", f"MAE ({UNIT})"],
+    ),
+    "forecast": (
+        lambda: forecast_against_truth(np.ones((9, 6)), np.ones((9, 6)), np.arange(9), "sensor 3", UNIT, 30, None),
+        ["time since the first step (h)", f"flow ({UNIT})"],
+    ),
+    "error map": (
+        lambda: error_map(np.arange(6.0).reshape(3, 2), np.array([[0, 1], [1, 2]]), np.arange(3.0), UNIT),
+        [f"MAE ({UNIT})"],
+    ),
+    "graphs": (
+        lambda: graph_matrices(distances(6), masks(6), {"position": np.arange(6)}, UNIT),
+        ["sensor, ordered by position", "sensor attended to, in the same order", UNIT],
+    ),
+    "patch positions": (
+        lambda: patch_displacement(GRID, GRID - 1, GRID + 1, ["day -1", "hour -1"]),
+        ["regular position in the input of 12 steps", "(steps)"],
+    ),
+    "kernels": (
+        lambda: kernel_profiles([np.ones((2, 5), np.float32)] * 4, 3),
+        ["offset (tokens)", "mean |weight| over channels", "(no unit)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_are_labelled_with_units(name: str) -> None:
+    draw, expected = FIGURES[name]
+    figure = draw()
+    shared = [figure.get_supxlabel(), figure.get_supylabel()]
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in shown_axes(figure)]
+    text = "\n".join(label for pair in [shared, *labels] for label in pair)
+    for label in expected:
+        assert label in text
+    if not any(shared):
+        assert all(any(pair) for pair in labels)
+
+
+def test_a_figure_gives_the_same_bytes_again_in_both_formats(tmp_path: Path) -> None:
+    draw, _ = FIGURES["error by time of day"]
+    written = []
+    for name in ("one", "two"):
+        save_figure(draw(), tmp_path / f"{name}.png")
+        written.append([(tmp_path / f"{name}{suffix}").read_bytes() for suffix in (".png", ".pdf")])
+    assert written[0] == written[1]
+    assert [content[:4] for content in written[0]] == [b"\x89PNG", b"%PDF"]
+
+
+def test_curves_are_the_log_and_the_scores() -> None:
+    curve = training_curve(HISTORY, UNIT)
+    left, right = curve.axes
+    epochs = [1, 2, 3]
+    drawn = {**lines_of(left), **lines_of(right)}
+    for label, key in (
+        ("training loss", "train_loss"),
+        ("validation loss", "val_loss"),
+        ("validation MAE (right)", "val_mae"),
+    ):
+        np.testing.assert_array_equal(drawn[label], [epochs, [entry[key] for entry in HISTORY]])
+    np.testing.assert_array_equal(np.ravel(drawn["best weights"]), [2, 0.35])
+
+    axes = error_by_horizon({"model": scores([3, 5, 8]), "last value": scores([4, 5, 6])}, 5, UNIT).axes[0]
+    np.testing.assert_array_equal(lines_of(axes)["model"], [[5, 10, 15], [3, 5, 8]])
+    np.testing.assert_array_equal(lines_of(axes)["last value"], [[5, 10, 15], [4, 5, 6]])
+
+
+@pytest.mark.parametrize("start", [None, datetime(2018, 3, 5, 6, 30)])
+def test_forecasts_are_drawn_at_the_steps_they_are_of(start: datetime | None) -> None:
+    first, samples, steps = 100, 30, 12
+    series = np.random.default_rng(0).uniform(0, 200, 200).astype(np.float32)
+    label_starts = np.arange(first, first + samples)
+    target = series[label_starts[:, None] + np.arange(steps)]
+    # A forecast that is right but for 1000 h at h steps ahead: minus that it must lie on the truth.
+    forecast = target + 1000 * np.arange(1, steps + 1, dtype=np.float32)
+    figure = forecast_against_truth(forecast, target, label_starts, "sensor 3 (id 17)", UNIT, 30, start)
+    drawn = lines_of(figure.axes[0])
+    assert list(drawn) == ["truth", "30 min ahead", "180 min ahead", "360 min ahead"]
+    for (times, values), ahead in zip(drawn.values(), (0, *HORIZONS), strict=True):
+        if start is None:
+            step = np.array([round(2 * float(time)) for time in times])
+        else:
+            step = np.array([round((time - start).total_seconds() / 1800) for time in times])
+        np.testing.assert_allclose(values - 1000 * ahead, series[step], atol=1e-3)
+        assert (step[0], step[-1]) == (first + max(0, ahead - 1), first + samples - 1)
+    assert figure.axes[0].get_title() == "sensor 3 (id 17)"
+    if start is not None:
+        low = num2date(figure.axes[0].get_xlim()[0])
+        assert low.date() == datetime(2018, 3, 7).date()
+
+
+def test_the_error_by_time_of_day_is_that_of_a_plain_loop() -> None:
+    draw = np.random.default_rng(3)
+    samples, nodes, horizon, steps_per_day = 70, 4, 5, 24
+    forecast, target = draw.normal(size=(2, samples, nodes, horizon)).astype(np.float32)
+    label_starts = np.arange(130, 130 + samples)
+    errors: list[list[float]] = [[] for _ in range(steps_per_day)]
+    for sample in range(samples):
+        for node in range(nodes):
+            for ahead in range(horizon):
+                error = abs(float(forecast[sample, node, ahead]) - float(target[sample, node, ahead]))
+                errors[(130 + sample + ahead) % 24].append(error)
+    expected = np.array([np.mean(of_step) for of_step in errors])
+    found = mae_by_time_of_day(forecast, target, label_starts, steps_per_day)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    # The series starts at 06:30, so that step 0 of the day is drawn at 6.5 h and the last one before it at 5.5 h.
+    start = datetime(2018, 3, 5, 6, 30)
+    ((hours, drawn),) = [line.get_data() for line in error_by_time_of_day(found, 60, UNIT, start).axes[0].get_lines()]
+    np.testing.assert_allclose(hours, np.arange(24) + 0.5)
+    np.testing.assert_array_equal(drawn, np.roll(found, 6))
+    ((hours, drawn),) = [line.get_data() for line in error_by_time_of_day(found, 60, UNIT, None).axes[0].get_lines()]
+    np.testing.assert_array_equal(hours, np.arange(24))
+    np.testing.assert_array_equal(drawn, found)
+
+
+def test_times_of_day_without_a_target_have_no_error() -> None:
+    zero = np.zeros((2, 1, 3), np.float32)
+    error = mae_by_time_of_day(zero + 2, zero, np.array([46, 47]), 48)
+    assert np.flatnonzero(np.isfinite(error)).tolist() == [0, 1, 46, 47]
+    assert np.nanmax(error) == np.nanmin(error) == 2
+
+
+def adjacency_of(number: int, links: list[tuple[int, int]]) -> np.ndarray:
+    adjacency = np.zeros((number, number), dtype=bool)
+    for one, other in links:
+        adjacency[one, other] = adjacency[other, one] = True
+    return adjacency
+
+
+def spans(positions: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(positions[:, None] - positions, axis=2)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.permutations(range(12)), st.integers(2, 12))
+def test_linked_sensors_of_a_path_are_nearer_than_unlinked_ones(order: list[int], length: int) -> None:
+    path = order[:length]
+    adjacency = adjacency_of(12, list(pairwise(path)))  # the rest is isolated
+    hops = hop_distances(adjacency)
+    distance = spans(road_layout(hops))
+    unlinked = ~adjacency & ~np.eye(12, dtype=bool)
+    assert distance[adjacency].max() < distance[unlinked].min()
+    together = np.isfinite(hops)
+    np.testing.assert_allclose(distance[together], hops[together], atol=1e-2)  # a path can be drawn to scale
+
+
+def test_components_stand_apart_and_leaves_do_not_coincide() -> None:
+    star = [(0, leaf) for leaf in range(1, 7)]
+    ring = [(7 + place, 7 + (place + 1) % 5) for place in range(5)]
+    positions = road_layout(hop_distances(adjacency_of(14, star + ring)))
+    assert spans(positions)[~np.eye(14, dtype=bool)].min() > 0.4
+    groups = [positions[:7], positions[7:12], positions[12:13], positions[13:]]
+    for index, one in enumerate(groups):
+        for other in groups[index + 1 :]:
+            gap = np.maximum(one.min(axis=0) - other.max(axis=0), other.min(axis=0) - one.max(axis=0))
+            assert gap.max() > 1
+    np.testing.assert_array_equal(road_layout(np.zeros((1, 1))), [[0, 0]])
+
+
+def test_the_map_shows_links_and_errors_where_the_sensors_are() -> None:
+    positions = np.array([[0, 0], [1, 0], [1, 1.0]])
+    error = np.array([3.0, 1.0, 2.0])
+    axes = error_map(positions, np.array([[0, 1], [1, 2]]), error, UNIT).axes[0]
+    (links,) = [item for item in axes.collections if isinstance(item, LineCollection)]
+    (dots,) = [item for item in axes.collections if isinstance(item, PathCollection)]
+    np.testing.assert_array_equal(links.get_segments(), positions[[[0, 1], [1, 2]]])
+    np.testing.assert_array_equal(dots.get_offsets(), positions)
+    np.testing.assert_array_equal(dots.get_array(), error)
+    assert [text.get_text() for text in axes.texts] == ["0", "1", "2"]
+
+
+def test_similar_sensors_stand_together() -> None:
+    group = np.array([2, 0, 1, 0, 2, 1, 0, 2, 1])
+    distance = np.where(group[:, None] == group, 1.0, np.inf)
+    np.fill_diagonal(distance, 0)
+    order = clustered_order(distance)
+    assert sorted(order) == list(range(9))
+    assert np.count_nonzero(np.diff(group[order])) == 2
+    np.testing.assert_array_equal(clustered_order(np.zeros((1, 1))), [0])
+
+
+@pytest.mark.parametrize("with_distance", [True, False])
+def test_matrices_are_drawn_in_the_orders_given(with_distance: bool) -> None:
+    distance = distances(6) if with_distance else None
+    orders = {"DTW": clustered_order(distances(6)), "road": np.arange(6)[::-1]}
+    figure = graph_matrices(distance, masks(6), orders, UNIT)
+    drawn = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    matrices = [*([distance] if distance is not None else []), *masks(6).values()]
+    expected = [matrix[order][:, order] for order in orders.values() for matrix in matrices]
+    assert len(drawn) == len(expected)
+    for image, matrix in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(image, matrix)
+
+
+def test_patches_and_kernels_are_drawn_as_they_are() -> None:
+    mean = GRID + np.linspace(-1, 1, 12).reshape(4, 3)
+    axes = patch_displacement(mean, mean - 1, mean + 1, ["hour -2", "hour -1"]).axes[0]
+    patches = [line.get_data() for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    np.testing.assert_array_equal([x for x, _ in patches], GRID)
+    np.testing.assert_allclose([y for _, y in patches], mean - GRID)
+    bands = axes.collections[:4]
+    for patch, band in enumerate(bands):
+        low, high = band.get_datalim(axes.transData).intervaly
+        np.testing.assert_allclose([low, high], [(mean - 1 - GRID)[patch].min(), (mean + 1 - GRID)[patch].max()])
+
+    kernel = np.array([[1, -2, 3.0], [-3, 4, 5]], np.float32)
+    drawn = kernel_profiles([kernel, np.ones((2, 9), np.float32)], tokens=4)
+    np.testing.assert_array_equal(drawn.axes[0].get_lines()[0].get_data(), [[-1, 0, 1], [2, 3, 4]])
+    (shaded,) = drawn.axes[1].patches
+    assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == (-3.5, 3.5)
+
+
+def test_patch_positions_are_the_means_over_samples_and_sensors(run: Path) -> None:
+    config = settings_of(run)
+    prepared: Prepared = load_prepared(config.prepared_path)
+    windows = Windows(prepared, config.data.num_for_predict, torch.device("cpu"))
+    checkpoint = load_checkpoint(run / BEST)
+    graphs = [checkpoint["weights"][name] for name in ("similarity_mask", "topology_mask", "laplacian_encoding")]
+    model = build_model(*graphs, **checkpoint["model"])
+    starts = prepared.label_starts["test"]
+    with np.load(run / PATCH_POSITIONS) as untrained:
+        np.testing.assert_allclose(untrained["mean"].ravel(), np.arange(8), atol=1e-6)  # plain patches at the start
+        np.testing.assert_allclose(untrained["high"], untrained["low"], atol=1e-6)
+
+    with torch.no_grad():
+        model.front_end.patches.predictor[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+    save_patch_positions(run, model, windows, starts)
+    with np.load(run / PATCH_POSITIONS) as saved:
+        arrays = {name: saved[name] for name in saved.files}
+    assert len(arrays["label_starts"]) == 50
+    batch = windows.batch(torch.from_numpy(arrays["label_starts"]))
+    positions = model.front_end.patches.positions(batch.series).detach().double().numpy().reshape(-1, 4, 2)
+    np.testing.assert_allclose(arrays["mean"], positions.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(arrays["low"], np.quantile(positions, 0.05, axis=0), atol=1e-4)
+    np.testing.assert_allclose(arrays["high"], np.quantile(positions, 0.95, axis=0), atol=1e-4)
+    assert (arrays["high"] > arrays["low"]).any()
+
+    (run / PATCH_POSITIONS).unlink()
+    regular = build_model(*graphs, **{**checkpoint["model"], "deformable_patches": False})
+    save_patch_positions(run, regular, windows, starts)
+    assert not (run / PATCH_POSITIONS).exists()
+
+
+ALWAYS = {"training_curve", "error_by_horizon", "error_by_time_of_day"}
+
+
+def test_all_figures_of_a_run_are_made_from_its_files(
+    untouched_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr("lib.reporting.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    run, config = untouched_run, settings_of(untouched_run)
+    capsys.readouterr()
+    paths = make_figures(run, config, sensors=[1, 4], days=1, first_day=1)
+    assert capsys.readouterr().out == ""
+    everything = ALWAYS | {"forecast_sensor1", "forecast_sensor4", "error_map", "graphs", "patch_positions", "kernels"}
+    assert {path.stem for path in paths} == set(drawn) == everything
+
+    results = load_results(run, config)
+    times, truth = lines_of(drawn["forecast_sensor4"].axes[0])["truth"]
+    np.testing.assert_array_equal(truth, results.target[48 : 48 + len(truth), 4, 0])
+    hours = (times[0] - datetime(2018, 3, 5, 6, 30)).total_seconds() / 3600
+    assert hours == (results.label_starts[0] + 48) / 2
+    (dots,) = [item for item in drawn["error_map"].axes[0].collections if isinstance(item, PathCollection)]
+    expected = [np.abs(results.forecast - results.target)[:, sensor].mean() for sensor in range(5)]
+    np.testing.assert_allclose(dots.get_array(), expected, rtol=1e-5)
+
+    # Both branches of a block, added where their centres meet.
+    weights = load_checkpoint(run / BEST)["weights"]
+    large, small = (weights[f"front_end.blocks.1.{branch}.weight"].numpy() for branch in ("large", "small"))
+    both = large.copy()
+    both[:, 9:12] += small
+    _, taps = drawn["kernels"].axes[1].get_lines()[0].get_data()
+    np.testing.assert_allclose(taps, np.abs(both).mean(axis=0), rtol=1e-6)
+
+    make_figures(run, config)
+    median = int(np.argsort(expected)[2])
+    assert f"forecast_sensor{median}" in drawn
+
+
+def test_what_is_missing_or_of_another_series_is_left_out_and_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr("lib.reporting.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    config = settings_of(run)
+    record = config.dtw_record_path
+    text = record.read_text()
+
+    def panels() -> int:
+        capsys.readouterr()
+        drawn.clear()
+        make_figures(run, config)
+        return sum(bool(axes.images) for axes in drawn["graphs"].axes) if "graphs" in drawn else 0
+
+    record.write_text(text.replace('"days": ', '"days": 9'))
+    assert panels() == 2
+    said = capsys.readouterr().out
+    assert said.startswith(f"figure graphs without the DTW distances: {config.dtw_path}: found the distances of ")
+    assert said.count("\n") == 1
+    config.dtw_path.unlink()
+    assert panels() == 2
+    assert "TINY_dtw.npy: no such file" in capsys.readouterr().out
+
+    links = config.data.adj_filename
+    links.write_text(links.read_text().replace("0,1,1.0\n", ""))
+    (run / PATCH_POSITIONS).unlink()
+    assert panels() == 2  # in the order of position
+    said = capsys.readouterr().out
+    assert f"figure error_map left out: {links}: found other links than the run was made with" in said
+    assert "figure patch_positions left out: " in said
+    assert not {"error_map", "patch_positions"} & set(drawn)
+    assert set(drawn) > ALWAYS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sensors": [3, 5]}, "--sensors: found 5, expected positions 0..4"),
+        ({"sensors": [-1]}, "--sensors: found -1, expected positions 0..4"),
+        ({"days": 0}, "--days: found 0, expected at least 1"),
+        ({"first_day": 9}, "--first-day: found 9, expected 0..1, days from the test split's first on"),
+        ({"first_day": -1}, "--first-day: found -1, expected 0..1, days from the test split's first on"),
+    ],
+)
+def test_no_such_sensor_or_day(arguments: dict[str, Any], message: str, untouched_run: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        make_figures(untouched_run, settings_of(untouched_run), **arguments)
+    assert str(raised.value) == message
+
+
+def test_a_run_that_is_not_finished_or_damaged_is_told(run: Path) -> None:
+    config = settings_of(run)
+    results = load_results(run, config)
+    target, starts = results.target, results.label_starts
+    save_predictions(run, results.forecast[:, :4], target, starts)
+    with pytest.raises(InputError, match=r"predictions\.npz forecast: found shape .*, expected \(\d+, 5, 6\)"):
+        load_results(run, config)
+    save_predictions(run, np.full_like(results.forecast, np.nan), target, starts)
+    with pytest.raises(InputError, match=r"forecast: found values that are not finite, expected numbers only"):
+        load_results(run, config)
+    save_predictions(run, results.forecast, target, starts)
+    (run / "log.jsonl").write_text('{"epoch": 1}\n{"epoch"')
+    with pytest.raises(InputError, match=r"log\.jsonl: found a damaged file \(.*\), expected JSON in each line"):
+        load_results(run, config)
+    (run / "metrics.json").write_text('{"test": {}}')
+    with pytest.raises(InputError, match=r"metrics\.json: found no dataset, .*expected what run\.py writes"):
+        load_results(run, config)
+    with pytest.raises(InputError, match=r"rum: found no metrics\.json, expected a finished run \(did you mean 'run'"):
+        load_results(run.with_name("rum"), config)

@@ -1,0 +1,275 @@
+"""report.html holds a whole run, loads nothing, runs no text that came from data, and draws the sensor picked."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.config import load_config
+from lib.errors import InputError
+from lib.files import save_json
+from lib.report_page import PAGE, forecasts_embedded, make_report, page_of
+from lib.reporting import Results, load_results
+from tests.conftest import Call
+from tests.test_figures import write_run
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+POISON = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes, and the texts of its scripts and of its body."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside if tag != self.inside else ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside != "style":
+            self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("page"))
+    save_json(folder / "environment.json", {"command": ["run.py", "--x"], "packages": {"torch": "2"}, "seed": 0})
+    make_report(folder, load_config(folder / "settings.ini"))
+    return folder
+
+
+@pytest.fixture
+def results(run: Path) -> Results:
+    return load_results(run, load_config(run / "settings.ini"))
+
+
+@pytest.fixture
+def page(run: Path) -> str:
+    return (run / PAGE).read_text()
+
+
+def test_the_page_needs_nothing_else(page: str) -> None:
+    parsed = Elements(page)
+    for tag, attributes in parsed.elements:
+        for name in {"src", "href", "data", "action", "srcset"} & set(attributes):
+            assert str(attributes[name]).startswith(("data:image/png;base64,", "#")), tag
+        assert not {"style", "onclick", "onload", "onerror"} & set(attributes), tag
+    assert "url(" not in page
+    assert "@import" not in page
+    policy = next(item["content"] for item in parsed.named("meta") if "http-equiv" in item)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+
+
+def test_the_page_can_be_read_by_all(page: str, run: Path) -> None:
+    parsed = Elements(page)
+    assert parsed.named("html") == [{"lang": "en"}]
+    assert "<title>DTG-LKNet on TINY: run</title>" in page
+    identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    assert {str(link["href"])[1:] for link in parsed.named("a")} <= set(identifiers)
+    images = parsed.named("img")
+    assert len(images) == len(list((run / "figures").glob("*.png")))
+    assert all(image["alt"] for image in images)
+    assert parsed.named("noscript")
+    assert "hidden" in next(item for item in parsed.named("div") if item.get("id") == "explorer")
+    controls = [*parsed.named("select"), *parsed.named("input")]
+    assert page.count("<label>") == len(controls) == 1 + 3 + 1  # sensor, series, time
+
+
+def test_settings_environment_and_results_are_on_the_page(page: str, results: Results) -> None:
+    text = Elements(page).text
+    assert results.config.to_ini() in text
+    assert "run.py --x" in text
+    for scores in (results.metrics["test"]["overall"], *results.metrics["test"]["by_horizon"]):
+        for value in scores.values():
+            assert f"{value:.3f}" in text
+    for entry in results.history:
+        assert f"{entry['train_loss']:.4f}" in text
+
+
+def test_text_from_data_stays_text(results: Results, run: Path) -> None:
+    poisoned = replace(
+        results,
+        folder=run.parent / "named <b> & 'x'",
+        config=replace(results.config, data=replace(results.config.data, adj_filename=Path(f"/{POISON}"))),
+        metrics={
+            **results.metrics,
+            "dataset": POISON,
+            "variant": POISON,
+            "baselines": {POISON: results.metrics["test"]},
+        },
+        history=[{**entry, "stage": POISON} for entry in results.history],
+        checkpoint={**results.checkpoint, "sensor_ids": [POISON] * 5},
+    )
+    poisoned.folder.mkdir(exist_ok=True)
+    save_json(poisoned.folder / "environment.json", {POISON: POISON, "packages": {POISON: POISON}, "list": [POISON]})
+    figure = poisoned.folder / "figures" / "<i>.png"
+    figure.parent.mkdir(exist_ok=True)
+    figure.write_bytes((run / "figures" / "kernels.png").read_bytes())
+    page = page_of(poisoned, [figure], 1, 0)
+    parsed = Elements(page)
+    harmless = Elements(page_of(results, [run / "figures" / "kernels.png"], 1, 0))
+    kinds = [{tag for tag, _ in of.elements} for of in (parsed, harmless)]
+    assert kinds[0] == kinds[1]
+    assert len(parsed.scripts) == len(harmless.scripts) == 2
+    assert len(parsed.named("img")) == 1
+    assert "alert" not in "".join(parsed.scripts)
+    assert POISON not in page
+    assert page.count(escape(POISON)) > 10
+
+
+def test_no_text_ends_the_embedded_data(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib.reporting.flow_unit", lambda _: "</script><script>alert(1)//")
+    parsed = Elements(page_of(results, [], 1, 0))
+    assert len(parsed.scripts) == 2
+    assert json.loads(parsed.scripts[0])["unit"] == "flow (</script><script>alert(1)//)"
+
+
+def test_the_embedded_forecasts_are_the_saved_ones(page: str, results: Results) -> None:
+    data = json.loads(Elements(page).scripts[0])
+    assert [entry["name"] for entry in data["series"]] == ["truth", "30 min ahead", "180 min ahead"]
+    assert data["sensors"] == [0, 1, 2, 3, 4]
+    tolerance = 0.5 / data["scale"] + 1e-4
+    assert tolerance < 0.06
+    samples = data["steps"]
+    assert samples == min(2 * 48, len(results.label_starts))
+    for sensor, values in enumerate(data["values"]):
+        truth = np.array(values[0]) / data["scale"]
+        np.testing.assert_allclose(truth, results.target[:samples, sensor, 0], atol=tolerance)
+        for series, horizon in ((1, 1), (2, 6)):
+            ahead, offset = np.array(values[series]) / data["scale"], data["series"][series]["offset"]
+            of_samples = slice(0, len(ahead))
+            np.testing.assert_allclose(ahead, results.forecast[of_samples, sensor, horizon - 1], atol=tolerance)
+            # It is drawn against the truth of the step that it is of.
+            np.testing.assert_allclose(truth[offset:], results.target[of_samples, sensor, horizon - 1], atol=tolerance)
+    minutes = np.datetime64("2018-03-05T06:30") + np.timedelta64(30 * int(results.label_starts[0]), "m")
+    assert np.datetime64(int(data["first_minute"]), "m") == minutes
+
+
+@pytest.mark.parametrize(("values", "sensors"), [(10**6, [0, 1, 2, 3, 4]), (96 * 3 * 3, [0, 2, 4]), (1, [0])])
+def test_a_page_of_many_sensors_stays_small(
+    values: int, sensors: list[int], results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.report_page.VALUES_EMBEDDED", values)
+    results = replace(results, forecast=np.tile(results.forecast, (2, 1, 1)), target=np.tile(results.target, (2, 1, 1)))
+    results = replace(results, label_starts=np.arange(len(results.target)))
+    content = forecasts_embedded(results, 2, 0)
+    assert content["sensors"] == sensors
+    assert len(content["values"]) == len(sensors)
+    np.testing.assert_allclose(
+        np.array(content["values"][-1][0]) / content["scale"], results.target[:96, sensors[-1], 0], atol=0.06
+    )
+    said = f"{len(sensors)} of 5 sensors" in Elements(page_of(results, [], 2, 0)).text
+    assert said == (len(sensors) < 5)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 1.0, 1e5])
+def test_four_digits_are_kept_whatever_the_unit(factor: float, results: Results) -> None:
+    scaled = replace(results, forecast=factor * results.forecast, target=factor * results.target)
+    content = forecasts_embedded(scaled, 1, 0)
+    whole = np.concatenate([np.ravel(series) for values in content["values"] for series in values])
+    assert np.abs(whole).max() <= 9999
+    truth = np.array([values[0] for values in content["values"]]).T / content["scale"]
+    np.testing.assert_allclose(truth, scaled.target[: len(truth), :, 0], atol=1e-3 * factor * results.target.max())
+
+
+def test_the_page_is_rebuilt_identically_from_the_files(
+    run: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (run / PAGE).unlink()
+    shutil.rmtree(run / "figures")
+    assert call("report.py", "--run", run) == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert str(run / PAGE) in capsys.readouterr().out
+
+
+def test_the_script_tells_what_is_wrong(run: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (("--run", run.with_name("none")), "settings.ini: found no such file"),
+        (("--run", run, "--sensors", "7"), "--sensors: found 7, expected positions 0..4"),
+        (("--run", run, "--first-day", "30"), "--first-day: found 30, expected 0..1"),
+    ):
+        assert call("report.py", *arguments) == 2
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert shown.count("\n") == 1
+    with pytest.raises(InputError, match=r"environment\.json: no such file"):
+        page_of(replace(load_results(run, load_config(run / "settings.ini")), folder=run / "figures"), [], 1, 0)
+
+
+def opened_in_browser(path: Path, profile: Path) -> str:
+    """Return the page as it is when its script has run."""
+    offline = "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", *offline.split()]
+    command += [f"--user-data-dir={profile}", "--dump-dom", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def drawn_curves(dom: str) -> tuple[str | None, list[np.ndarray]]:
+    """Return the sensor drawn, and its curves (points, 2) from the lower left corner of the drawing."""
+    parsed = Elements(dom)
+    drawing = next(item for item in parsed.named("svg") if item.get("id") == "drawing")
+    curves = [str(path["d"])[1:].split("L") for path in parsed.named("path")]
+    points = [np.array([point.split() for point in curve], dtype=float) for curve in curves]
+    return drawing.get("data-sensor"), [np.array([0, 350]) + curve * (1, -1) for curve in points]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_draws_the_sensor_that_is_picked(run: Path, page: str, results: Results, tmp_path: Path) -> None:
+    dom = opened_in_browser(run / PAGE, tmp_path / "profile")
+    assert Elements(dom).named("html") == [{"lang": "en", "data-explorer": "drawn"}]
+    first = drawn_curves(dom)
+
+    # The page lets no other script run, so this one stands in a copy without its policy.
+    meta = page[page.index("<meta http-equiv") :].split("\n")[0]
+    pick = """<script>
+      const box = document.querySelectorAll("#explorer input[type=checkbox]")[1];
+      box.checked = false;
+      picker.value = "3";
+      picker.dispatchEvent(new Event("input"));
+      time.value = "7";
+      time.dispatchEvent(new Event("input"));
+    </script>"""
+    picked = tmp_path / "picked.html"
+    picked.write_text(page.replace(meta, "").replace("</body>", f"{pick}</body>"))
+    dom = opened_in_browser(picked, tmp_path / "profile")
+    second = drawn_curves(dom)
+
+    steps = min(2 * 48, len(results.label_starts))
+    for (sensor, curves), expected, horizons in ((first, 0, (1, 6)), (second, 3, (6,))):
+        assert sensor == str(expected)
+        series = [results.target[:steps, expected, 0]]
+        series += [results.forecast[: steps - horizon + 1, expected, horizon - 1] for horizon in horizons]
+        times = [np.arange(horizon - 1, steps) for horizon in (1, *horizons)]
+        assert len(curves) == len(series)
+        for place, numbers in ((0, times), (1, series)):
+            drawn, values = np.concatenate(curves)[:, place], np.concatenate(numbers)
+            slope, intercept = np.polyfit(values, drawn, 1)
+            assert slope > 0
+            np.testing.assert_allclose(drawn, slope * values + intercept, atol=0.2)  # one scale for all curves
+    assert f"truth {results.target[7, 3, 0]:.1f}, 180 min ahead {results.forecast[2, 3, 5]:.1f}" in Elements(dom).text
