@@ -26,7 +26,7 @@ from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, reason, save_json, written_whole
-from lib.preparation import graphs_for, links_for, prepared_for
+from lib.preparation import graphs_for, links_for, prepared_for, sensor_names
 from lib.report_page import make_report
 from lib.reporting import (
     METRICS,
@@ -195,7 +195,7 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
         "model": arguments,
         "settings": config.to_ini(),
         "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
-        "sensor_ids": links.sensor_ids,
+        "sensor_ids": sensor_names(config, links),
         "data_fingerprint": prepared.source_fingerprint,
     }
     trainer = _trainer(model, prepared, config, folder, extra, device)

@@ -135,7 +135,9 @@ def build_graphs(
     return Graphs(similarity_mask, road_mask, encode(adjacency, encoding_dimension), links)
 
 
-def read_links(path: Path, num_nodes: int, id_filename: Path | None = None) -> Links:
+def read_links(
+    path: Path, num_nodes: int, id_filename: Path | None = None, sensor_ids: tuple[int, ...] | None = None
+) -> Links:
     """Read a csv of road links, `from,to,cost` or `from,to,distance`, one link a row.
 
     The cost is checked to be a number and not used further: the graphs count hops.
@@ -144,11 +146,13 @@ def read_links(path: Path, num_nodes: int, id_filename: Path | None = None) -> L
         path: the csv.
         num_nodes: number of sensors N; without ids, a sensor is a position 0..N-1.
         id_filename: file whose i-th line is the id of sensor i; when given, the csv speaks of ids.
+        sensor_ids: (N,) the ids themselves, where `id_filename` is another file that they were read from.
 
     Raises:
         InputError: a file is missing or empty, its header is another one, or rows are wrong: the first few are listed.
     """
-    sensor_ids = None if id_filename is None else _read_sensor_ids(id_filename, num_nodes)
+    if sensor_ids is None and id_filename is not None:
+        sensor_ids = _read_sensor_ids(id_filename, num_nodes)
     # A range gives every position as itself, and takes no memory, however wrong the number of sensors is.
     positions: Positions = range(num_nodes)
     if sensor_ids is not None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,13 @@ def links_for(config: Config) -> Links:
     names = table_sensors(config) if is_table(source) else ()
     are_ids = bool(names) and all(re.fullmatch("0|[1-9][0-9]{0,17}", name) for name in names)
     if data.id_filename is None and are_ids:
-        with tempfile.TemporaryDirectory() as folder:
-            ids = Path(folder) / source.name  # the name that messages show
-            ids.write_text("\n".join(names), encoding="utf-8")
+        try:
+            return read_links(data.adj_filename, data.num_of_vertices, source, tuple(map(int, names)))
+        except InputError as fault:
             try:
-                return read_links(data.adj_filename, data.num_of_vertices, ids)
-            except InputError as fault:
-                try:
-                    return read_links(data.adj_filename, data.num_of_vertices)
-                except InputError:
-                    raise fault from None
+                return read_links(data.adj_filename, data.num_of_vertices)
+            except InputError:
+                raise fault from None
     links = read_links(data.adj_filename, data.num_of_vertices, data.id_filename)
     if are_ids and links.sensor_ids is not None:
         for name, sensor_id in zip(names, map(str, links.sensor_ids), strict=True):
@@ -69,12 +65,18 @@ def table_sensors(config: Config) -> tuple[str, ...]:
     return names
 
 
+def sensor_names(config: Config, links: Links) -> tuple[str, ...] | None:
+    """Return the sensors' names in order: a table's column names, else the ids; None where they have positions only."""
+    if is_table(config.data.graph_signal_matrix_filename):
+        return table_sensors(config)
+    return None if links.sensor_ids is None else tuple(map(str, links.sensor_ids))
+
+
 def unlinked_sensors(config: Config, links: Links) -> list[str]:
-    """Return the sensors that no road links to another: by a table's column names, else by their ids or positions."""
-    data = config.data
-    names = table_sensors(config) if is_table(data.graph_signal_matrix_filename) else links.sensor_ids
-    unlinked = sorted(set(range(data.num_of_vertices)) - set(links.pairs.ravel().tolist()))
-    return [str(names[position] if names else position) for position in unlinked]
+    """Return the sensors that no road links to another, by name or position."""
+    names = sensor_names(config, links)
+    unlinked = sorted(set(range(config.data.num_of_vertices)) - set(links.pairs.ravel().tolist()))
+    return [names[position] if names else str(position) for position in unlinked]
 
 
 def series_for(config: Config) -> NDArray[Any]:
