@@ -18,6 +18,7 @@ demo: env
 	$(BIN)/python create_dtw.py --config $(CONFIG)
 	$(BIN)/python run.py --config $(CONFIG) --seed 1 --name $(RUN)
 	$(BIN)/python erf_conv.py --run experiments/DEMO/$(RUN)
+	$(BIN)/python report.py --run experiments/DEMO/$(RUN)
 
 test: env
 	$(BIN)/python -m pytest --cov=lib --cov=model --cov-report=term

@@ -1,4 +1,4 @@
-"""Draw all figures of a finished run and write its page, report.html, from the files in its folder."""
+"""Print a finished run's results, and make its figures and its page, report.html, from the files in its folder."""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,9 @@ from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.errors import run_script
 from lib.experiments import SETTINGS
+from lib.files import load_json
 from lib.report_page import make_report
-from lib.reporting import DAYS_DRAWN
+from lib.reporting import DAYS_DRAWN, METRICS, print_results
 
 EXAMPLES = """examples:
   python report.py --run experiments/PEMS04/described-seed1
@@ -39,12 +40,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Make figures and page, and print their paths."""
+    """Make figures and page, and print the results and their paths."""
     arguments = parse_arguments()
     folder = arguments.run.resolve()
     config = load_config(folder / SETTINGS)
     written = make_report(folder, config, arguments.sensors, arguments.days, arguments.first_day)
-    print("wrote", *written, sep="\n  ")
+    print_results(load_json(folder / METRICS), config)
+    print("\nwrote", *written, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -280,7 +280,7 @@ def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (REAL_DATA / "YINCHUAN").exists(), reason="real data are not part of the repository")
 def test_a_short_training_on_real_traffic_beats_the_last_value(make_dataset: DatasetMaker, tmp_path: Path) -> None:
     with np.load(REAL_DATA / "YINCHUAN" / "YINCHUAN.npz", allow_pickle=False) as archive:
-        data = archive["data"][:3000]
+        data = archive["data"][:2200]
     path = make_dataset(data, "YINCHUAN", days=3, hours=9, horizon=12, points_per_hour=12, fine_tune_epochs=2)
     links = (REAL_DATA / "YINCHUAN" / "YINCHUAN.csv").read_text()
     (tmp_path / "YINCHUAN" / "YINCHUAN.csv").write_text(links)
