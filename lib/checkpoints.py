@@ -1,12 +1,12 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, and the random state that goes with them."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.errors import InputError
 from lib.files import reason, written_whole
@@ -14,6 +14,9 @@ from lib.files import reason, written_whole
 CHECKPOINT_FORMAT = 1
 CARRIED = ("model", "settings", "scaling", "sensor_ids", "data_fingerprint")  # by every checkpoint, for its readers
 LAST, BEST = "last.pt", "best.pt"  # all there is to go on from; the best weights so far
+
+
+Restorer = Callable[[Mapping[str, Any], Mapping[str, Any]], nn.Module]  # model.build.restore_model
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
@@ -64,6 +67,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if key not in checkpoint:
             raise InputError(f"{path}: found no '{key}', expected a checkpoint of this project")
     return checkpoint
+
+
+def restored(path: Path, checkpoint: Mapping[str, Any], restore_model: Restorer) -> nn.Module:
+    """Return the model of a checkpoint that was read from `path`.
+
+    Raises:
+        InputError: its weights are not those of the model that it describes.
+    """
+    try:
+        return restore_model(checkpoint["model"], checkpoint["weights"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reasons = "; ".join(line.strip() for line in str(error).splitlines())
+        raise InputError(f"{path}: found weights that do not fit its model: {reasons}") from None
 
 
 def random_state() -> dict[str, Tensor | list[Tensor]]:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lib.baselines import score_baselines, targets
-from lib.checkpoints import BEST, CARRIED, LAST, load_checkpoint
+from lib.checkpoints import BEST, CARRIED, LAST, Restorer, load_checkpoint, restored
 from lib.config import Config, load_config
 from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
@@ -43,7 +43,6 @@ EXPERIMENTS = REPOSITORY_ROOT / "experiments"
 SETTINGS = "settings.ini"
 
 Builder = Callable[..., nn.Module]  # model.build.build_model
-Restorer = Callable[[Mapping[str, Any], Mapping[str, Any]], nn.Module]  # model.build.restore_model
 
 
 def run_name(config: Config, name: str | None) -> str:
@@ -121,19 +120,6 @@ def _load_settings(folder: Path) -> Config:
         siblings = [path.name for path in folder.parent.glob("*") if (path / SETTINGS).exists()]
         raise InputError(f"{folder}: found no run here ({SETTINGS} is missing){nearest(folder.name, siblings)}")
     return load_config(folder / SETTINGS)
-
-
-def restored(path: Path, checkpoint: Mapping[str, Any], restore_model: Restorer) -> nn.Module:
-    """Return the model of a checkpoint that was read from `path`.
-
-    Raises:
-        InputError: its weights are not those of the model that it describes.
-    """
-    try:
-        return restore_model(checkpoint["model"], checkpoint["weights"])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reasons = "; ".join(line.strip() for line in str(error).splitlines())
-        raise InputError(f"{path}: found weights that do not fit its model: {reasons}") from None
 
 
 def _matching_prepared(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Prepared:

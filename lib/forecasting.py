@@ -1,7 +1,7 @@
 """Forecasts with a trained run: its checkpoint alone, the last steps of a file, gaps filled by a stated rule."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lib.checkpoints import BEST, load_checkpoint
+from lib.checkpoints import BEST, Restorer, load_checkpoint, restored
 from lib.config import Config, parse_config
 from lib.data import FLOW, Scaling, read_series
 from lib.devices import choose_device, configure_cpu
@@ -60,7 +60,7 @@ class Forecaster:
         return -int(self.offsets.min())
 
 
-def load_forecaster(folder: Path, restore_model: Callable[..., nn.Module], device_name: str) -> Forecaster:
+def load_forecaster(folder: Path, restore_model: Restorer, device_name: str) -> Forecaster:
     """Load the best weights of a run, and all that belongs to them, from its checkpoint alone.
 
     Raises:
@@ -74,7 +74,7 @@ def load_forecaster(folder: Path, restore_model: Callable[..., nn.Module], devic
     config = parse_config(checkpoint["settings"], path)
     configure_cpu(config.runtime.threads)
     device = choose_device(device_name)
-    model = restore_model(checkpoint["model"], checkpoint["weights"]).to(device).eval()
+    model = restored(path, checkpoint, restore_model).to(device).eval()
     ids = checkpoint["sensor_ids"]
     return Forecaster(
         path, model, config, Scaling(**checkpoint["scaling"]), None if ids is None else tuple(map(str, ids)), device

@@ -140,11 +140,18 @@ def make_distance(
     return matrix, record
 
 
+def wanted_record(config: Config, prepared: Prepared) -> DTWRecord:
+    """Return the record of the DTW distances that [Graph] asks for."""
+    graph = config.graph
+    assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
+    return _mean_days_and_record(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)[1]
+
+
 def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
     """Return the DTW distances that [Graph] asks for, from their file when they are those, else made anew."""
     graph = config.graph
     assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
-    _, wanted = _mean_days_and_record(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)
+    wanted = wanted_record(config, prepared)
     missing = [path for path in (config.dtw_path, config.dtw_record_path) if not path.exists()]
     if missing:
         print(f"{missing[0]} is missing: making it")

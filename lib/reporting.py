@@ -17,7 +17,7 @@ from torch import nn
 from lib.checkpoints import BEST, load_checkpoint
 from lib.config import Config
 from lib.data import Windows, load_prepared
-from lib.dtw import DTWRecord, load_dtw, mean_days
+from lib.dtw import load_dtw
 from lib.errors import InputError, nearest
 from lib.figures import (
     clustered_order,
@@ -33,10 +33,10 @@ from lib.figures import (
     save_figure,
     training_curve,
 )
-from lib.files import fingerprint_arrays, load_json, load_npz, save_json, save_npz, written_whole
+from lib.files import load_json, load_npz, save_json, save_npz, written_whole
 from lib.graphs import Links, adjacency_matrix, hop_distances, topology_mask
 from lib.metrics import SCORES, ForecastErrors, Scores
-from lib.preparation import links_for, window_shape
+from lib.preparation import links_for, wanted_record, window_shape
 from lib.receptive_field import evenly_spaced
 
 METRICS, PREDICTIONS, LOG, PATCH_POSITIONS = "metrics.json", "predictions.npz", "log.jsonl", "patch_positions.npz"
@@ -348,17 +348,11 @@ def _own_distance(results: Results) -> NDArray[np.float64]:
     Raises:
         InputError: there is no such file, or it was made otherwise or of another series.
     """
-    config, graph = results.config, results.config.graph
+    config = results.config
     matrix, record = load_dtw(config.dtw_path, config.dtw_record_path, config.data.num_of_vertices)
     prepared = load_prepared(config.prepared_path)
-    rows = prepared.training_rows if graph.dtw_rows == "train" else len(prepared.flow)
-    days = mean_days(prepared.flow, config.data.steps_per_day, rows)
-    radius = graph.dtw_radius if graph.dtw_method == "fastdtw" else 0
-    assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
-    count = rows // config.data.steps_per_day
-    wanted = DTWRecord(graph.dtw_method, radius, graph.dtw_rows, count, fingerprint_arrays(days))
     same_series = prepared.source_fingerprint == results.checkpoint["data_fingerprint"]
-    if record != wanted or not same_series:
+    if record != wanted_record(config, prepared) or not same_series:
         raise InputError(f"{config.dtw_path}: found the distances of {record}, expected those of the run's series")
     return matrix
 

@@ -203,7 +203,7 @@ def test_truncated_pickled_or_missing_matrix_file(tmp_path):
     paths[0].write_bytes(paths[0].read_bytes()[:-8])
     with pytest.raises(InputError, match="damaged file"):
         load_dtw(*paths, num_nodes=5)
-    np.save(paths[0], np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save(paths[0], np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match="Object arrays cannot be loaded"):
         load_dtw(*paths, num_nodes=5)
     paths[0].unlink()
