@@ -12,6 +12,7 @@ from lib.forecasting import (
     forecast_flow,
     load_forecaster,
     model_inputs,
+    next_step_of_week,
     read_history,
     save_forecast,
     score_known,
@@ -70,7 +71,7 @@ def predict(forecaster: Forecaster, source: Path, output: Path, max_gap: int, ev
     if filled:
         print(f"filled {filled} of {inputs.size} input values, in gaps of at most {max_gap} steps")
 
-    forecast = forecast_flow(forecaster, inputs)
+    forecast = forecast_flow(forecaster, inputs, next_step_of_week(history, forecaster.config))
     save_forecast(output, history, forecast)
     sensors, steps = forecast.shape
     first, last = history.label(len(history.flow)), history.label(len(history.flow) + steps - 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.checkpoints import BEST, load_checkpoint, load_tensors, save_tensors
 from lib.command_line import ScriptParser
@@ -21,8 +21,7 @@ from lib.experiments import (
     start_experiment,
 )
 from model.build import build_model, restore_model
-from model.dtg_lknet import DTGLKNet
-from model.released_weights import is_released, load_weights, released_checkpoint
+from model.released_weights import is_exportable, is_released, load_weights, released_checkpoint
 
 EXAMPLES = """examples:
   python run.py --config configurations/PEMS04.conf --seed 1
@@ -80,15 +79,20 @@ def read_configs(arguments: argparse.Namespace) -> list[Config]:
     changes = [*arguments.set, *(f"{SETTING_FLAGS[flag]}={value}" for flag, value in flags.items() if value)]
     seeds = [[f"Training.seed={seed}"] for seed in arguments.seed or ()]
     configs = [load_config(arguments.config, [*changes, *seed]) for seed in seeds or [[]]]
+    variant = configs[0].model.variant
+    if arguments.export and variant not in ("described", "released"):
+        raise InputError(
+            f"--export: found variant {variant}, expected described or released, whose code the file is for"
+        )
     for notice in configs[0].notices:
         print(notice)
     return configs
 
 
-def builder(weights: Path) -> Callable[..., DTGLKNet]:
+def builder(weights: Path) -> Callable[..., nn.Module]:
     """Return what builds the model with the weights of a file, of this project or of the released code."""
 
-    def build_with_weights(*graphs: Tensor, **arguments: Any) -> DTGLKNet:
+    def build_with_weights(*graphs: Tensor, **arguments: Any) -> nn.Module:
         model, checkpoint = build_model(*graphs, **arguments), load_tensors(weights)
         try:
             load_weights(model, checkpoint)
@@ -129,6 +133,7 @@ def main() -> None:
     print("\nlook at:", *figures, sep="\n  ")
     if arguments.export:
         best = restore_model(experiment.trainer.extra["model"], load_checkpoint(experiment.folder / BEST)["weights"])
+        assert is_exportable(best)  # read_configs saw to it
         save_tensors(arguments.export, released_checkpoint(best))
         print(f"wrote {arguments.export}, with the names of the released code")
 

@@ -184,6 +184,8 @@ class TrainingConfig:
     patience: CountOrZero = 0  # epochs without a better validation loss that end a stage; 0 = never
     max_batches: CountOrZero = 0  # batches in an epoch; 0 = all
     clip_grad_norm: NumberOrZero = 0.0  # largest norm of the gradient; 0 = no limit
+    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate within a stage; cosine falls to 0
+    weight_decay: NumberOrZero = 0.0  # decoupled from the gradient, as in AdamW
 
     @property
     def num_of_segments(self) -> int:
@@ -195,7 +197,7 @@ class TrainingConfig:
 class ModelConfig:
     """[Model]: which model, and its large-kernel patches."""
 
-    variant: Literal["described", "released"] = "described"  # as the paper describes it, or as its code has it
+    variant: Literal["described", "released", "enhanced", "stid"] = "described"  # model/build.py says what each is
     patch_len: CountOrZero = 0  # steps in a patch; 0 = points_per_hour
     large_kernels: OddKernels = (15, 17, 21, 27, 35, 55)  # nominal sizes in tokens, one a block
     deformable_patches: Switch = True  # off: regular patches
@@ -203,6 +205,10 @@ class ModelConfig:
     small_branch: Switch = True  # of the large-kernel blocks; off: the large branch only
     laplacian_encoding: Switch = True  # off: tokens do not know their sensor's place in the road network
     time_gate: Switch = True  # off: plain cross-attention to the memory
+    identity: Switch = True
+    readout: Switch = True
+    residual: Switch = True
+    history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +290,8 @@ class Config:
 VARIANT_RULES = {
     "described": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
     "released": {"similarity": "released", "laplacian": "released", "dtw_rows": "all"},
+    "enhanced": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
+    "stid": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
 }
 
 SECTIONS: dict[str, type[Any]] = {

@@ -22,6 +22,7 @@ from lib.files import load_npz, save_npz, written_whole
 FLOW = 0  # the feature that is forecast; occupancy and speed follow where a file has them
 SPLITS = ("train", "val", "test")
 Values = TypeVar("Values", Tensor, NDArray[np.float64])
+Steps = TypeVar("Steps", Tensor, NDArray[np.int64], int)
 CHUNK_ROWS = 1024  # rows looked at together, so that checking a series needs no second copy of it
 
 
@@ -77,6 +78,26 @@ class WindowShape:
         starts = self.label_starts(rows)
         parts = np.split(starts, [int(0.6 * len(starts)), int(0.8 * len(starts))])
         return dict(zip(SPLITS, parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Where in the week each step of a series lies; a week has seven days and starts on Monday at midnight.
+
+    Where the time of the series' first step is not known, that step counts as the first of a week.
+    """
+
+    steps_per_day: int
+    first_step: int = 0  # step of the week of the series' first step
+
+    @property
+    def steps_per_week(self) -> int:
+        """The number of time steps in a week."""
+        return 7 * self.steps_per_day
+
+    def step_of_week(self, steps: Steps) -> Steps:
+        """Return the step of the week, 0 .. 7 steps_per_day - 1, of steps of the series."""
+        return (steps + self.first_step) % self.steps_per_week
 
 
 @dataclass(frozen=True)
@@ -280,12 +301,14 @@ class Batch(NamedTuple):
         start: (B, N) scaled, the value that the decoder starts from: the last input.
         target: (B, N, P) scaled.
         flow: (B, N, P) the target in raw units.
+        step_of_week: (B,) of the first target step, counted from Monday at midnight.
     """
 
     series: Tensor
     start: Tensor
     target: Tensor
     flow: Tensor
+    step_of_week: Tensor
 
     @property
     def teacher(self) -> Tensor:
@@ -296,8 +319,9 @@ class Batch(NamedTuple):
 class Windows:
     """The windows of a prepared series, gathered on the device where the series stays."""
 
-    def __init__(self, prepared: Prepared, horizon: int, device: torch.device) -> None:
+    def __init__(self, prepared: Prepared, horizon: int, calendar: Calendar, device: torch.device) -> None:
         self.scaling = prepared.scaling
+        self.calendar = calendar
         self.device = device
         # Scaled in float64 once, so that no float32 rounding of the difference to the minimum enters.
         scaled = self.scaling.to_scaled(prepared.flow.astype(np.float64)).astype(np.float32)
@@ -313,7 +337,7 @@ class Windows:
         series = self.scaled[inputs].transpose(1, 2).contiguous()  # (B, N, L)
         target = self.scaled[targets].transpose(1, 2).contiguous()  # (B, N, P)
         flow = self.flow[targets].transpose(1, 2).contiguous()  # (B, N, P)
-        return Batch(series, series[:, :, -1], target, flow)
+        return Batch(series, series[:, :, -1], target, flow, self.calendar.step_of_week(label_starts))
 
     def batches(self, label_starts: NDArray[np.int64] | Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield batches over all these label starts, in their order; the last one may be smaller."""

@@ -26,7 +26,7 @@ from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, reason, save_json, written_whole
-from lib.preparation import graphs_for, links_for, prepared_for, sensor_names
+from lib.preparation import calendar, graphs_for, links_for, prepared_for, sensor_names
 from lib.report_page import make_report
 from lib.reporting import (
     METRICS,
@@ -144,7 +144,9 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
     checkpoint = load_checkpoint(folder / BEST)
     prepared = _matching_prepared(config, checkpoint, folder / BEST)
     model = restored(folder / BEST, checkpoint, restore_model).to(device).eval()
-    return Run(folder, config, prepared, Windows(prepared, config.data.num_for_predict, device), model)
+    return Run(
+        folder, config, prepared, Windows(prepared, config.data.num_for_predict, calendar(config), device), model
+    )
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _trainer(
         save_log(folder, history)
         print(epoch_line(history[-1]), flush=True)
 
-    windows = Windows(prepared, config.data.num_for_predict, device)
+    windows = Windows(prepared, config.data.num_for_predict, calendar(config), device)
     return Trainer(
         model.to(device),
         windows,
@@ -342,4 +344,22 @@ def model_arguments(config: Config) -> dict[str, Any]:
         "small_branch": model.small_branch,
         "use_laplacian_encoding": model.laplacian_encoding,
         "time_gate": model.time_gate,
+        **(
+            {
+                "steps_per_day": config.data.steps_per_day,
+                "identity": model.identity,
+                "readout": model.readout,
+                "residual": model.residual,
+            }
+            if model.variant == "enhanced"
+            else {}
+        ),
+        **(
+            {
+                "steps_per_day": config.data.steps_per_day,
+                "history_steps": model.history_steps or config.data.points_per_hour,
+            }
+            if model.variant == "stid"
+            else {}
+        ),
     }

@@ -19,7 +19,7 @@ from lib.devices import choose_device, configure_cpu
 from lib.errors import InputError, nearest
 from lib.files import written_whole
 from lib.metrics import ForecastErrors
-from lib.preparation import window_shape
+from lib.preparation import calendar_from, window_shape
 from lib.tables import check_sensor_count, grid_steps, is_table, read_table
 
 FAULTS_SHOWN = 5
@@ -229,13 +229,23 @@ def model_inputs(history: History, offsets: NDArray[np.int64], max_gap: int) -> 
     return filled[length + offsets], int(np.isnan(history.flow[is_input]).sum())
 
 
+def next_step_of_week(history: History, config: Config) -> int:
+    """Return the step of the week after a history; a file without times is taken to start when the training's did."""
+    days = calendar_from(history.start or config.data.start, config)
+    return days.step_of_week(history.first_step + len(history.flow))
+
+
 @torch.no_grad()
-def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the flow (N, P) of the next P steps, in vehicles a step, from inputs (L, N) in the same unit."""
+def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], step_of_week: int) -> NDArray[np.float32]:
+    """Return the flow (N, P) of the next P steps, the first at that step of the week, from inputs (L, N).
+
+    All are in vehicles a step.
+    """
     # Rounded as in a prepared file, so that the same rows give the same forecast as in a test.
     scaled = forecaster.scaling.to_scaled(inputs.astype(np.float32).astype(np.float64)).astype(np.float32)
     series = torch.from_numpy(np.ascontiguousarray(scaled.T)[None]).to(forecaster.device)  # (1, N, L)
-    rolled_out = forecaster.model.rollout(series, series[:, :, -1])  # type: ignore[operator]
+    steps = torch.tensor([step_of_week], device=forecaster.device)
+    rolled_out = forecaster.model.rollout(series, series[:, :, -1], steps)  # type: ignore[operator]
     forecast: NDArray[np.float32] = forecaster.scaling.to_raw(rolled_out)[0].float().cpu().numpy()
     return forecast
 

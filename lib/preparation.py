@@ -2,6 +2,7 @@
 
 import os
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.config import Config
-from lib.data import Prepared, WindowShape, load_prepared, materialize, prepare, read_series, save_prepared
+from lib.data import Calendar, Prepared, WindowShape, load_prepared, materialize, prepare, read_series, save_prepared
 from lib.dtw import DTWRecord, Method, Rows, dtw_matrix, load_dtw, load_dtw_record, mean_days, save_dtw
 from lib.errors import InputError
 from lib.files import fingerprint, fingerprint_arrays
@@ -23,6 +24,21 @@ def window_shape(config: Config) -> WindowShape:
     return WindowShape(
         training.num_of_weeks, training.num_of_days, training.num_of_hours, data.num_for_predict, data.points_per_hour
     )
+
+
+def calendar(config: Config) -> Calendar:
+    """Return where in the week the steps of a configuration's series lie."""
+    return calendar_from(config.data.start, config)
+
+
+def calendar_from(start: datetime | None, config: Config) -> Calendar:
+    """Return where in the week the steps of a series lie whose first step is at that time."""
+    steps_per_day = config.data.steps_per_day
+    if start is None:
+        return Calendar(steps_per_day)
+    midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
+    of_day = int((start - midnight).total_seconds() * steps_per_day / 86400)
+    return Calendar(steps_per_day, start.weekday() * steps_per_day + of_day)
 
 
 def links_for(config: Config) -> Links:

@@ -2,8 +2,8 @@
 
 The loss of a sample is the mean over channels of the layer's token M // 2 at a sensor; the contribution of an input is
 |d loss / d flow|, in raw units, summed over samples (after RepLKNet, arXiv 2203.06717, which drops negative gradients
-instead, and Luo et al., arXiv 1701.04128). Of a model it needs `model.encode(series)`, the memory (B, N, M, C) of a
-series (B, N, L).
+instead, and Luo et al., arXiv 1701.04128). Of a model it needs `model.encode(series, step_of_week)`, the memory
+(B, N, M, C) of a series (B, N, L).
 
 A LayerNorm makes the mean of its normalised channels zero whatever the input is, so of its output the loss sees only
 what the norm's weights differ from each other by: look at the layer before it.
@@ -113,8 +113,10 @@ def evenly_spaced(label_starts: NDArray[np.int64], samples: int) -> NDArray[np.i
     return label_starts[places.round().astype(np.int64)]
 
 
-def layer_output(model: nn.Module, layer: str, series: Tensor) -> Tensor:
+def layer_output(model: nn.Module, layer: str, series: Tensor, step_of_week: Tensor) -> Tensor:
     """Return a module's output (B, N, M, channels), the last time it runs while `model` encodes a series (B, N, L).
+
+    The first step after the series is at `step_of_week` (B,).
 
     Raises:
         InputError: there is no such module, encoding does not run it, or its output has other axes. Axes are told by
@@ -127,7 +129,7 @@ def layer_output(model: nn.Module, layer: str, series: Tensor) -> Tensor:
     outputs: list[Any] = []
     handle = modules[layer].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
-        memory: Tensor = model.encode(series)  # type: ignore[operator]
+        memory: Tensor = model.encode(series, step_of_week)  # type: ignore[operator]
     finally:
         handle.remove()
     if not outputs:
@@ -178,7 +180,7 @@ def receptive_field(
     with tqdm(total=len(label_starts), desc=layer, unit="sample", leave=False, disable=None) as bar:
         for batch in windows.batches(label_starts, batch_size):
             series = batch.series.requires_grad_()
-            output = layer_output(model, layer, series)  # (B, N, M, channels)
+            output = layer_output(model, layer, series, batch.step_of_week)  # (B, N, M, channels)
             tokens = output.shape[2]
             token = tokens // 2
             loss = output[:, torch.from_numpy(nodes), token].mean(dim=(1, 2)).sum()

@@ -1,7 +1,8 @@
 """The engine: two stages of training, validation through the rollout, checkpoints, and the test of the best weights.
 
-It owns the loop and all of its state. Of a model it needs `model(series, values)`, the forecast (B, N, P) of the series
-(B, N, L) under teacher forcing, and `model.rollout(series, start)`, the forecast from a start value (B, N) alone.
+It owns the loop and all of its state. Of a model it needs `model(series, values, step_of_week)`, the forecast (B, N, P)
+of the series (B, N, L) under teacher forcing, and `model.rollout(series, start, step_of_week)`, the forecast from a
+start value (B, N) alone; `step_of_week` (B,) is that of the first target step.
 """
 
 import math
@@ -96,7 +97,7 @@ class Interruption:
 
 def rollout(model: nn.Module, batch: Batch) -> Tensor:
     """Return the model's own forecast of a batch, (B, N, P) scaled, fed nothing but its start values."""
-    forecast: Tensor = model.rollout(batch.series, batch.start)  # type: ignore[operator]
+    forecast: Tensor = model.rollout(batch.series, batch.start, batch.step_of_week)  # type: ignore[operator]
     return forecast
 
 
@@ -172,7 +173,8 @@ class Trainer:
         self.optimizer = self._new_optimizer()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.model.parameters(), lr=self.stages[self.progress.stage].learning_rate)
+        rate, decay = self.stages[self.progress.stage].learning_rate, self.config.weight_decay
+        return torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay)
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on from a `last.pt` that was loaded, whose weights the model has.
@@ -287,13 +289,27 @@ class Trainer:
 
     def _step(self, stage: Stage, batch: Batch) -> Tensor:
         """Take one step of the optimiser and return the loss, still on the device."""
-        forecast = rollout(self.model, batch) if stage.through_rollout else self.model(batch.series, batch.teacher)
+        forecast = (
+            rollout(self.model, batch)
+            if stage.through_rollout
+            else self.model(batch.series, batch.teacher, batch.step_of_week)
+        )
         loss = F.l1_loss(forecast, batch.target)
+        self._set_learning_rate(stage)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm or math.inf)
         self.optimizer.step()
         return loss.detach() + 0 * norm  # not finite where the gradient is not
+
+    def _set_learning_rate(self, stage: Stage) -> None:
+        """Follow the schedule: a function of how far the stage has come, so that there is no state to resume."""
+        if self.config.schedule == "cosine":
+            batches = -(-len(self.label_starts["train"]) // self.config.batch_size)
+            batches = min(batches, self.config.max_batches or batches)
+            done = (self.progress.epoch + self.progress.batch / batches) / stage.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = stage.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _check_finite(self, epoch: int, label_starts: Tensor) -> None:
         """Raise when a loss or gradient since the last check was not finite; `label_starts` are those since then."""

@@ -3,22 +3,29 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.dtg_lknet import DTGLKNet
+from model.enhanced import EnhancedDTGLKNet
 from model.released import ReleasedDTGLKNet
+from model.stid import STID
 
-VARIANTS: dict[str, type[DTGLKNet]] = {"described": DTGLKNet, "released": ReleasedDTGLKNet}
+VARIANTS: dict[str, type[nn.Module]] = {  # the paper's model, its code's, ours, and the opponent
+    "described": DTGLKNet,
+    "released": ReleasedDTGLKNet,
+    "enhanced": EnhancedDTGLKNet,
+    "stid": STID,
+}
 
 
 def build_model(
     similarity_mask: Tensor, topology_mask: Tensor, laplacian_encoding: Tensor, *, variant: str, **sizes: Any
-) -> DTGLKNet:
+) -> nn.Module:
     """Build a variant of the network on its graphs; `sizes` are the keyword arguments of `DTGLKNet`."""
     return VARIANTS[variant](similarity_mask, topology_mask, laplacian_encoding, **sizes)
 
 
-def restore_model(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DTGLKNet:
+def restore_model(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     """Build the network whose keyword arguments and state dict a checkpoint kept; the graphs are among the weights."""
     graphs = (weights[name] for name in ("similarity_mask", "topology_mask", "laplacian_encoding"))
     model = build_model(*graphs, **arguments)

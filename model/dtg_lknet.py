@@ -42,9 +42,10 @@ class LargeKernelFrontEnd(nn.Module):
         self.patch_embedding = nn.Linear(patches.patch_len, channels)
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, series: Tensor) -> Tensor:
-        """Map the series (B, N, L) to tokens (B, N, M, C)."""
-        return self.blocks(self.patch_embedding(self.patches(series)))
+    def forward(self, series: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map the series (B, N, L) to tokens (B, N, M, C); a context of that shape is added to the embedded patches."""
+        tokens = self.patch_embedding(self.patches(series))  # (B, N, M, C)
+        return self.blocks(tokens if context is None else tokens + context)
 
 
 class NodeTokenEmbedding(nn.Module):
@@ -233,17 +234,18 @@ class DTGLKNet(nn.Module):
             if isinstance(module, LargeKernelBlock):
                 module.merge()
 
-    def embed_series(self, series: Tensor) -> Tensor:
-        """Return the encoder's input tokens (B, N, M, C) for the series (B, N, L)."""
+    def embed_series(self, series: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+        """Return the encoder's input tokens (B, N, M, C) for the series (B, N, L); the paper's know no time."""
+        del step_of_week
         return self.encoder_embedding(self.front_end(series), self.laplacian_encoding)
 
     def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
         """Return the decoder's input tokens (B, N, T, C) for values (B, N, T), the first of which is step `first`."""
         return self.decoder_embedding(self.value_embedding(values.unsqueeze(-1)), self.laplacian_encoding, first)
 
-    def encode(self, series: Tensor) -> Tensor:
-        """Return the memory (B, N, M, C) of the series (B, N, L)."""
-        x = self.embed_series(series)  # (B, N, M, C)
+    def encode(self, series: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+        """Return the memory (B, N, M, C) of the series (B, N, L), the first step after it at `step_of_week` (B,)."""
+        x = self.embed_series(series, step_of_week)  # (B, N, M, C)
         for layer in self.encoder:
             x = layer(x, self.similarity_mask)
         return self.encoder_norm(x)
@@ -259,7 +261,7 @@ class DTGLKNet(nn.Module):
             x = layer(x, reading, self.topology_mask)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
-    def forward(self, series: Tensor, values: Tensor) -> Tensor:
+    def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor | None = None) -> Tensor:
         """Forecast under teacher forcing.
 
         Args:
@@ -269,15 +271,15 @@ class DTGLKNet(nn.Module):
         Returns:
             (B, N, P), the scaled forecast of each target step.
         """
-        return self.decode(values, self.read(self.encode(series)))
+        return self.decode(values, self.read(self.encode(series, step_of_week)))
 
-    def rollout(self, series: Tensor, start: Tensor) -> Tensor:
+    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None) -> Tensor:
         """Forecast from the series (B, N, L) and a start value (B, N), each step fed the forecast before it: (B, N, P).
 
         The decoder is causal, so every step needs only its own token and the caches of its layers: the whole rollout
         costs one decoder pass and equals decoding the growing sequence anew at each step. Gradients flow through it.
         """
-        caches = [DecoderLayerCache(reading) for reading in self.read(self.encode(series))]
+        caches = [DecoderLayerCache(reading) for reading in self.read(self.encode(series, step_of_week))]
         value = start.unsqueeze(-1)  # (B, N, 1)
         forecasts = []
         for step in range(self.horizon):

@@ -53,8 +53,9 @@ class ReleasedDTGLKNet(DTGLKNet):
             nn.init.constant_(block.convolution_scale, 1e-8)
             nn.init.constant_(block.feed_forward_scale, 1e-8)
 
-    def embed_series(self, series: Tensor) -> Tensor:
+    def embed_series(self, series: Tensor, step_of_week: Tensor | None = None) -> Tensor:
         """Return the encoder's input tokens (B, N, M, C), cut off from the front end's gradients."""
+        del step_of_week
         return self.encoder_embedding(self.front_end(series).detach(), self.laplacian_encoding)
 
     def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
@@ -69,9 +70,9 @@ class ReleasedDTGLKNet(DTGLKNet):
             x = layer(x, reading, None)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
-    def rollout(self, series: Tensor, start: Tensor) -> Tensor:
+    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P), decoding the whole sequence anew at each step, for the decoder is not causal here."""
-        readings = self.read(self.encode(series))
+        readings = self.read(self.encode(series, step_of_week))
         values = start.unsqueeze(-1)  # (B, N, 1)
         for _ in range(self.horizon):
             forecast = self.decode(values, readings)  # (B, N, T)

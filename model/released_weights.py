@@ -1,15 +1,16 @@
 """Checkpoints of the released code: its parameter names and shapes, to and from those of DTG-LKNet (either variant)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.attention import TokenConvolution
 from model.deformable_patches import DeformablePatches
 from model.dtg_lknet import DTGLKNet
 from model.large_kernels import LargeKernelBlock
+from model.released import ReleasedDTGLKNet
 
 Layout = Literal["as is", "convolution", "pointwise", "depthwise", "position encoding"]
 
@@ -175,18 +176,25 @@ def released_checkpoint(model: DTGLKNet) -> dict[str, Tensor]:
     return {**to_released(model.state_dict(), model), **_unused(model)}
 
 
+def is_exportable(model: nn.Module) -> TypeGuard[DTGLKNet]:
+    """Say whether the released code has a place for all weights of a model: of the paper's variants only."""
+    return type(model) in (DTGLKNet, ReleasedDTGLKNet)
+
+
 def is_released(checkpoint: Mapping[str, Any]) -> bool:
     """Say whether a checkpoint is the released code's: a bare state dict, which has no entry `weights`."""
     return "weights" not in checkpoint
 
 
-def load_weights(model: DTGLKNet, checkpoint: Mapping[str, Any]) -> None:
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Give the model the weights of a checkpoint of this project, or of the released code.
 
     Raises:
         ValueError: names are missing or unknown, or shapes differ; the message lists them.
     """
     if is_released(checkpoint):
+        if not is_exportable(model):
+            raise ValueError("found weights of the released code, expected variant = described or released for them")
         model.load_state_dict(from_released(checkpoint, model), strict=False)
         return
     try:

@@ -8,6 +8,7 @@ import torch
 
 from lib.data import (
     SPLITS,
+    Calendar,
     Prepared,
     Windows,
     WindowShape,
@@ -43,7 +44,7 @@ def test_splits_and_scaling_of_the_released_code(reference: dict[str, np.ndarray
 
 def test_windows_of_the_released_code(reference: dict[str, np.ndarray]) -> None:
     prepared = prepare(reference["data"], shape_of(reference), "")
-    windows = Windows(prepared, horizon=12, device=torch.device("cpu"))
+    windows = Windows(prepared, horizon=12, calendar=Calendar(288), device=torch.device("cpu"))
     for split in SPLITS:
         expected = reference[f"{split}_x"][:, :, 0]
         picked = reference["train_pick"] if split == "train" else [0, -1]
@@ -80,7 +81,7 @@ def test_windows_equal_a_loop_over_the_definition(weeks: int, days: int, hours: 
     flow = np.random.default_rng(1).uniform(0, 9, (rows, 2, 1)).astype(np.float32)
     shape = WindowShape(weeks, days, hours, horizon, points_per_hour)
     prepared = prepare(flow, shape, "")
-    windows = Windows(prepared, horizon, torch.device("cpu"))
+    windows = Windows(prepared, horizon, Calendar(288), torch.device("cpu"))
     starts = np.concatenate([prepared.label_starts[split] for split in SPLITS])
 
     expected_starts = []

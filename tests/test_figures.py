@@ -38,6 +38,7 @@ from lib.figures import (
 )
 from lib.graphs import hop_distances
 from lib.metrics import ForecastErrors
+from lib.preparation import calendar
 from lib.reporting import (
     PATCH_POSITIONS,
     load_results,
@@ -349,7 +350,7 @@ def test_patches_and_kernels_are_drawn_as_they_are() -> None:
 def test_patch_positions_are_the_means_over_samples_and_sensors(run: Path) -> None:
     config = settings_of(run)
     prepared: Prepared = load_prepared(config.prepared_path)
-    windows = Windows(prepared, config.data.num_for_predict, torch.device("cpu"))
+    windows = Windows(prepared, config.data.num_for_predict, calendar(config), torch.device("cpu"))
     checkpoint = load_checkpoint(run / BEST)
     graphs = [checkpoint["weights"][name] for name in ("similarity_mask", "topology_mask", "laplacian_encoding")]
     model = build_model(*graphs, **checkpoint["model"])

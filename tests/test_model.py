@@ -60,7 +60,7 @@ def rollout_by_decoding_anew(model: DTGLKNet, series: Tensor, start: Tensor) -> 
     return forecast
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["described", "released"])
 @torch.no_grad()
 def test_rollout_equals_decoding_anew(variant: str) -> None:
     model = random_model(variant=variant)
@@ -142,7 +142,7 @@ def test_permuting_the_sensors_with_their_graphs_permutes_the_forecast() -> None
     torch.testing.assert_close(other.rollout(series[:, order], start[:, order]), model.rollout(series, start)[:, order])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["described", "released"])
 @pytest.mark.parametrize(
     ("num_nodes", "input_steps", "patch_len", "horizon"),
     [(1, 4, 4, 1), (2, 24, 4, 3), (5, 12, 12, 6), (3, 144, 12, 12), (3, 36, 12, 24), (3, 12, 1, 2)],

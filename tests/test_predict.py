@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lib.config import load_config
-from lib.data import Prepared, Windows
+from lib.data import Calendar, Prepared, Windows
 from lib.experiments import start_experiment
 from lib.forecasting import Forecaster, fill_gaps, find_gaps, load_forecaster, score_known
 from model.build import build_model, restore_model
@@ -75,7 +75,9 @@ def forecast_by_windows(folder: Path, flow: np.ndarray, label_start: int) -> np.
     forecaster = forecaster_of(folder)
     least, greatest = (np.array([limit]) for limit in (forecaster.scaling.minimum, forecaster.scaling.maximum))
     padded = np.concatenate([flow, np.zeros((HORIZON, SENSORS))]).astype(np.float32)  # targets are not looked at
-    windows = Windows(Prepared(padded, forecaster.offsets, {}, least, greatest, ""), HORIZON, torch.device("cpu"))
+    windows = Windows(
+        Prepared(padded, forecaster.offsets, {}, least, greatest, ""), HORIZON, Calendar(48), torch.device("cpu")
+    )
     batch = windows.batch(torch.tensor([label_start]))
     with torch.no_grad():
         return forecaster.scaling.to_raw(forecaster.model.rollout(batch.series, batch.start))[0].numpy()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import erf_conv
 from lib.config import load_config
-from lib.data import Prepared, Windows, WindowShape
+from lib.data import Calendar, Prepared, Windows, WindowShape
 from lib.errors import InputError, run_script
 from lib.experiments import start_experiment
 from lib.receptive_field import (
@@ -36,7 +36,7 @@ def make_windows(unit: float = 1.0) -> Windows:
     flow = np.random.default_rng(0).uniform(10, 90, (60, NODES)).astype(np.float32) * np.float32(unit)
     bounds = np.array([10.0 * unit]), np.array([90.0 * unit])
     prepared = Prepared(flow, SHAPE.offsets, {"test": STARTS}, *bounds, source_fingerprint="")
-    return Windows(prepared, 1, torch.device("cpu"))
+    return Windows(prepared, 1, Calendar(24 * PATCH), torch.device("cpu"))
 
 
 def field_of(model: nn.Module, layer: str, node: str = "center", **changes: object) -> ReceptiveField:
@@ -61,7 +61,8 @@ class Stack(nn.Module):
         with torch.no_grad():
             self.spread.weight *= torch.from_numpy(PATH_HOPS <= 1)
 
-    def encode(self, series: Tensor) -> Tensor:
+    def encode(self, series: Tensor, step_of_week: Tensor) -> Tensor:
+        del step_of_week
         x = self.embed(series.unflatten(-1, (-1, PATCH)))  # (B, N, M, 3)
         self.pair(self.twice(x))
         for convolution in self.mix:
@@ -97,10 +98,11 @@ def test_equals_finite_differences_of_each_sample(network: nn.Module, layer: str
     for start in STARTS:
         flow = windows.flow.double()[torch.from_numpy(start + SHAPE.offsets)].T  # (N, L)
         moves = step * torch.eye(flow.numel(), dtype=torch.float64).view(-1, *flow.shape)
+        steps = windows.batch(torch.tensor([start])).step_of_week.expand(len(moves))
         with torch.no_grad():
             above, below = (
-                layer_output(exact, layer, windows.scaling.to_scaled(flow + sign * moves))[:, node, TOKENS // 2].mean(1)
-                for sign in (1, -1)
+                layer_output(exact, layer, windows.scaling.to_scaled(moved), steps)[:, node, TOKENS // 2].mean(1)
+                for moved in (flow + moves, flow - moves)
             )
         expected += ((above - below) / (2 * step)).abs().view(flow.shape).numpy()
     assert expected.max() > 1e-4
@@ -152,7 +154,7 @@ def test_contributions_are_per_raw_flow(network: nn.Module) -> None:
 
 
 def test_a_gradient_cut_off_leaves_nothing(network: nn.Module) -> None:
-    network.embed_series = lambda series: network.front_end(series).detach()  # type: ignore[assignment]
+    network.embed_series = lambda series, _: network.front_end(series).detach()  # type: ignore[assignment]
     field = field_of(network, "encoder_norm")
     assert not field.contribution.any()
     assert "no gradient reaches the input" in summary(field, [name for name, _ in SHAPE.segments])

@@ -244,7 +244,7 @@ def test_the_largest_activation_is_found_by_module() -> None:
     )  # fmt: skip
     with torch.no_grad():
         model.encoder[0].temporal.value.bias.fill_(1e6)
-    batch = Batch(torch.randn(2, 3, 8), torch.randn(2, 3), torch.randn(2, 3, 2), torch.randn(2, 3, 2))
+    batch = Batch(torch.randn(2, 3, 8), torch.randn(2, 3), torch.randn(2, 3, 2), torch.randn(2, 3, 2), torch.zeros(2))
     (name, value), *_ = largest_activations(model.eval(), batch)
     assert name.startswith("encoder.0.temporal")
     assert value > 1e5
