@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attention_blocks import AttentionBlocks, attend
+
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Split the channels of (B, outer, inner, C) into heads: (B * outer, heads, inner, C / heads)."""
@@ -86,29 +88,25 @@ class TemporalAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Multi-head attention over the sensors at each token, where a graph allows it, with ReLU on the output.
-
-    In a mask `allowed` (N, N), an entry is true where the row's sensor may look at the column's.
-    """
+    """Multi-head attention over the sensors at each token, where a graph allows it, with ReLU on the output."""
 
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.query_key_value = nn.Linear(channels, 3 * channels)
 
-    def attend(self, x: Tensor, allowed: Tensor | None) -> Tensor:
-        """Return the attended values of `x` (B, N, M, C), heads apart: (B, M, heads, N, d)."""
-        B, _, M, _ = x.shape
-        qkv = self.query_key_value(x.transpose(1, 2))  # (B, M, N, 3C)
-        query, key, value = (split_heads(y, self.heads) for y in qkv.chunk(3, dim=-1))
+    def attend(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
+        """Return the attended values of `x` (B, N, M, C), heads side by side: (B, N, M, C)."""
+        query, key, value = self.query_key_value(x).chunk(3, dim=-1)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
-        return y.unflatten(0, (B, M))
+        if graph is None:
+            return attend(query, key, value, self.heads, None, dropout)
+        y: Tensor = graph(query, key, value, self.heads, dropout)
+        return y
 
-    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
-        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask `allowed` (N, N); None allows everything."""
-        y = self.attend(x, allowed)  # (B, M, heads, N, d)
-        return torch.relu(y.permute(0, 3, 1, 2, 4).flatten(3))  # (B, N, M, C)
+    def forward(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask of a graph; None allows everything."""
+        return torch.relu(self.attend(x, graph))
 
 
 class TimeGatedConvolution(nn.Module):

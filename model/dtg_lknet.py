@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import CrossAttention, SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution
+from model.attention_blocks import AttentionBlocks
 from model.deformable_patches import DeformablePatches, RegularPatches
 from model.large_kernels import LargeKernelBlock
 
@@ -79,10 +80,10 @@ class EncoderLayer(nn.Module):
         self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
-        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask `allowed` (N, N)."""
+    def forward(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C), where the graph's sensors may look."""
         x = x + self.dropout(self.temporal(self.temporal_norm(x)))
-        return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
+        return x + self.dropout(self.spatial(self.spatial_norm(x), graph))
 
 
 @dataclass
@@ -111,17 +112,17 @@ class DecoderLayer(nn.Module):
         self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, reading: Tensor, allowed: Tensor | None) -> Tensor:
-        """Map decoder tokens (B, N, T, C) to (B, N, T, C), with what the gate read of the memory, under a mask."""
+    def forward(self, x: Tensor, reading: Tensor, graph: AttentionBlocks | None) -> Tensor:
+        """Map decoder tokens (B, N, T, C) to (B, N, T, C), with what the gate read of the memory, on a graph."""
         x = x + self.dropout(self.temporal(self.temporal_norm(x)))
         x = x + self.dropout(self.gate(self.gate_norm(x), reading))
-        return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
+        return x + self.dropout(self.spatial(self.spatial_norm(x), graph))
 
-    def step(self, x: Tensor, step: int, cache: DecoderLayerCache, allowed: Tensor | None) -> Tensor:
+    def step(self, x: Tensor, step: int, cache: DecoderLayerCache, graph: AttentionBlocks | None) -> Tensor:
         """Map the newest decoder token (B, N, 1, C), at position `step`, to its output (B, N, 1, C)."""
         x = x + self.dropout(self.temporal.step(self.temporal_norm(x), cache.temporal))
         x = x + self.dropout(self.gate.step(self.gate_norm(x), cache.reading, step, cache.gate_past))
-        return x + self.dropout(self.spatial(self.spatial_norm(x), allowed))
+        return x + self.dropout(self.spatial(self.spatial_norm(x), graph))
 
 
 class DTGLKNet(nn.Module):
@@ -176,6 +177,9 @@ class DTGLKNet(nn.Module):
         self.register_buffer("similarity_mask", similarity_mask)
         self.register_buffer("topology_mask", topology_mask)
         self.register_buffer("laplacian_encoding", laplacian_encoding)
+        self.similarity_graph = AttentionBlocks(similarity_mask)
+        self.topology_graph = AttentionBlocks(topology_mask)
+        self.register_load_state_dict_post_hook(lambda _module, _keys: self.arrange_graphs())
 
         self.front_end = LargeKernelFrontEnd(
             DeformablePatches(input_steps, patch_len) if deformable_patches else RegularPatches(patch_len),
@@ -228,6 +232,11 @@ class DTGLKNet(nn.Module):
         if isinstance(self.front_end.patches, DeformablePatches):
             self.front_end.patches.reset_parameters()
 
+    def arrange_graphs(self) -> None:
+        """Arrange both masks for attention anew, after they were replaced."""
+        self.similarity_graph.arrange(self.similarity_mask)
+        self.topology_graph.arrange(self.topology_mask)
+
     def merge(self) -> None:
         """Merge both branches of every large-kernel block, for inference. Outputs stay the same."""
         for module in self.modules():
@@ -247,7 +256,7 @@ class DTGLKNet(nn.Module):
         """Return the memory (B, N, M, C) of the series (B, N, L), the first step after it at `step_of_week` (B,)."""
         x = self.embed_series(series, step_of_week)  # (B, N, M, C)
         for layer in self.encoder:
-            x = layer(x, self.similarity_mask)
+            x = layer(x, self.similarity_graph)
         return self.encoder_norm(x)
 
     def read(self, memory: Tensor) -> list[Tensor]:
@@ -258,7 +267,7 @@ class DTGLKNet(nn.Module):
         """Return the forecasts (B, N, T) that follow each of the values (B, N, T), T <= P, by what was `read`."""
         x = self.embed_values(values)  # (B, N, T, C)
         for layer, reading in zip(self.decoder, readings, strict=True):
-            x = layer(x, reading, self.topology_mask)
+            x = layer(x, reading, self.topology_graph)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
     def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor | None = None) -> Tensor:
@@ -285,7 +294,7 @@ class DTGLKNet(nn.Module):
         for step in range(self.horizon):
             x = self.embed_values(value, first=step)  # (B, N, 1, C)
             for layer, cache in zip(self.decoder, caches, strict=True):
-                x = layer.step(x, step, cache, self.topology_mask)  # type: ignore[operator]
+                x = layer.step(x, step, cache, self.topology_graph)  # type: ignore[operator]
             value = self.prediction(self.decoder_norm(x)).squeeze(-1)
             forecasts.append(value)
         return torch.cat(forecasts, dim=-1)

@@ -96,7 +96,7 @@ class EnhancedDTGLKNet(DTGLKNet):
             ahead = torch.arange(self.horizon, device=step_of_week.device)
             x = x + self.decoder_identity(step_of_week[:, None] + ahead)
         for layer, reading in zip(self.decoder, self.read(memory), strict=True):
-            x = layer(x, reading, self.topology_mask)
+            x = layer(x, reading, self.topology_graph)
         forecast = self.prediction(self.decoder_norm(x)).squeeze(-1)
         if self.readout is not None:
             forecast = forecast + self.readout(memory.flatten(2))

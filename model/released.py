@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import SpatialAttention
+from model.attention_blocks import AttentionBlocks
 from model.deformable_patches import DeformablePatches
 from model.dtg_lknet import DTGLKNet
 from model.large_kernels import LargeKernelBlock
@@ -23,17 +24,15 @@ def released_position_encoding(tokens: int, channels: int) -> Tensor:
 
 
 class ReleasedSpatialAttention(SpatialAttention):
-    """Spatial attention whose output (B, M, heads, N, d) is read as if it were (B, M, N, C) of (B, N, M, C).
+    """Spatial attention whose output (B, N, M, C), as it lies in memory, is read as if it were (B, M, N, C).
 
-    Its (N, M, heads, d) is laid out in memory and read as (M, N, C), which scrambles sensors and times: under teacher
-    forcing the decoder sees the future.
+    That scrambles sensors and times: under teacher forcing the decoder sees the future.
     """
 
-    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
-        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask `allowed` (N, N)."""
+    def forward(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask of a graph; None allows everything."""
         B, N, M, C = x.shape
-        y = self.attend(x, allowed).permute(0, 3, 1, 2, 4)  # (B, N, M, heads, d)
-        return torch.relu(y.reshape(B, M, N, C).transpose(1, 2))
+        return torch.relu(self.attend(x, graph).reshape(B, M, N, C).transpose(1, 2))
 
 
 class ReleasedDTGLKNet(DTGLKNet):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lib.config import ModelConfig
 from model.attention import SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution, TokenConvolution
+from model.attention_blocks import AttentionBlocks
 from model.build import VARIANTS, build_model, restore_model
 from model.deformable_patches import DeformablePatches
 from model.dtg_lknet import DTGLKNet, sinusoidal_encoding
@@ -232,7 +233,7 @@ def test_spatial_attention_equals_its_formula() -> None:
     x = torch.randn(2, 5, 3, 8)
     heads = layer.query_key_value(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 2, 4, 1, 5)  # (3, B, M, heads, N, d)
     expected = attention(*heads, allowed).permute(0, 3, 1, 2, 4).flatten(3).relu()
-    torch.testing.assert_close(layer(x, allowed), expected)
+    torch.testing.assert_close(layer(x, AttentionBlocks(allowed)), expected)
     everywhere = attention(*heads, torch.ones_like(allowed)).permute(0, 3, 1, 2, 4).flatten(3).relu()
     torch.testing.assert_close(layer(x, None), everywhere)
 
@@ -243,9 +244,10 @@ def test_spatial_attention_sees_only_allowed_sensors() -> None:
     allowed = torch.eye(4, dtype=torch.bool)
     allowed[0, 1] = True
     x = torch.randn(1, 4, 2, 8)
-    before = layer(x, allowed)
+    graph = AttentionBlocks(allowed)
+    before = layer(x, graph)
     x[:, 1] += 1
-    changed = (layer(x, allowed) != before).flatten(2).any(-1)[0]
+    changed = (layer(x, graph) != before).flatten(2).any(-1)[0]
     assert changed.tolist() == [True, True, False, False]
 
 

@@ -1,0 +1,140 @@
+"""Attention under a sparse mask, exact and at a fraction of the cost: blocks of sensors that share their neighbours.
+
+Of PEMS04's 307 sensors each may look at about 12. Dense attention computes all 307 x 307 scores and throws most away.
+Here sensors are grouped into small blocks, so that those of a block look at much the same sensors; each block then
+attends to the union of its neighbours only, under its own part of the mask. The cost grows with N, not with its square.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BLOCK_SIZES = (8, 16, 32)
+OVERHEAD = 8  # gathering a key for a block costs about as much as this many scores
+WORTH = 0.5  # blocks are used when they cost less than this share of dense attention
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, dropout: float) -> Tensor:
+    """Let sensors attend to sensors, at each token apart.
+
+    Args:
+        query: (B, N, M, C).
+        key, value: (B, K, M, C).
+        heads: attention heads; divides C.
+        mask: (N, K) or (B, 1, N, K), true where a query may look at a key; None allows everything.
+        dropout: rate on the attention weights.
+
+    Returns:
+        (B, N, M, C).
+    """
+    B, N, M, C = query.shape
+    query, key, value = (
+        x.reshape(B, x.shape[1], M * heads, C // heads).transpose(1, 2) for x in (query, key, value)
+    )  # (B, M heads, N or K, d)
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return y.transpose(1, 2).reshape(B, N, M, C)
+
+
+class AttentionBlocks(nn.Module):
+    """A mask cut into blocks: G blocks of S sensors, each with the U sensors that any of them may look at.
+
+    Where the mask is too dense for blocks to pay, it stays whole. The attention is the same either way.
+
+    Args:
+        allowed: (N, N), true where the row's sensor may look at the column's; no row is empty.
+    """
+
+    allowed: Tensor
+    queries: Tensor
+    keys: Tensor
+    block_allowed: Tensor
+    places: Tensor
+
+    def __init__(self, allowed: Tensor) -> None:
+        super().__init__()
+        # None of these is kept in checkpoints: they follow from the mask, which is.
+        for name in ("allowed", "queries", "keys", "block_allowed", "places"):
+            self.register_buffer(name, None, persistent=False)
+        self.arrange(allowed)
+
+    def arrange(self, allowed: Tensor) -> None:
+        """Take in a mask (N, N), and choose the blocks that cost least."""
+        self.allowed = allowed
+        matrix = allowed.cpu().numpy()
+        partitions = {size: partition(matrix, size) for size in BLOCK_SIZES}
+        cost = {
+            size: len(blocks) * _width(blocks) * (size + OVERHEAD) for size, blocks in partitions.items()
+        }  # scores, and what gathering costs
+        size = min(cost, key=lambda size: cost[size])
+        self.is_cut = cost[size] < WORTH * matrix.size
+        if not self.is_cut:
+            return
+        blocks, width = partitions[size], _width(partitions[size])
+        queries = np.zeros((len(blocks), size), dtype=np.int64)
+        keys = np.zeros((len(blocks), width), dtype=np.int64)
+        block_allowed = np.zeros((len(blocks), size, width), dtype=np.bool_)
+        places = np.zeros(len(matrix), dtype=np.int64)
+        for number, (members, neighbours) in enumerate(blocks):
+            # A block that is not full repeats its first sensor, and what it does not look at is masked.
+            queries[number] = members[0]
+            queries[number, : len(members)] = members
+            keys[number, : len(neighbours)] = neighbours
+            block_allowed[number, :, : len(neighbours)] = matrix[np.ix_(queries[number], neighbours)]
+            places[members] = number * size + np.arange(len(members))
+        self.queries, self.keys, self.places = (
+            torch.from_numpy(array).to(allowed.device) for array in (queries.ravel(), keys.ravel(), places)
+        )
+        self.block_allowed = torch.from_numpy(block_allowed).to(allowed.device)  # (G, S, U)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float) -> Tensor:
+        """Let all sensors attend under the mask: all of (B, N, M, C)."""
+        if not self.is_cut:
+            return attend(query, key, value, heads, self.allowed, dropout)
+        B = len(query)
+        G, S, U = self.block_allowed.shape
+        query = query.index_select(1, self.queries).unflatten(1, (G, S)).flatten(0, 1)  # (B G, S, M, C)
+        key, value = (
+            x.index_select(1, self.keys).unflatten(1, (G, U)).flatten(0, 1) for x in (key, value)
+        )  # (B G, U, M, C)
+        mask = self.block_allowed.expand(B, G, S, U).reshape(B * G, 1, S, U)
+        y = attend(query, key, value, heads, mask, dropout)
+        return y.unflatten(0, (B, G)).flatten(1, 2).index_select(1, self.places)
+
+
+Block = tuple[NDArray[np.int64], NDArray[np.int64]]  # its sensors, and all that any of them may look at
+
+
+def _width(blocks: list[Block]) -> int:
+    """Return how many keys a block has room for: those of the widest, in eights as GPU kernels want them."""
+    return -(-max(len(neighbours) for _, neighbours in blocks) // 8) * 8
+
+
+def partition(allowed: NDArray[np.bool_], size: int) -> list[Block]:
+    """Group sensors into blocks of that size (the last may be smaller), each grown by what widens it least.
+
+    A block starts at the sensor with the fewest neighbours that are not in a block yet, at the rim of what is left.
+    """
+    neighbours = [np.flatnonzero(row) for row in allowed]
+    seen_by = [np.flatnonzero(column) for column in allowed.T]
+    left = np.ones(len(allowed), dtype=np.bool_)
+    left_neighbours = allowed.sum(axis=1)
+    blocks = []
+    while left.any():
+        union = np.zeros(len(allowed), dtype=np.bool_)
+        widening = allowed.sum(axis=1)  # how many keys a sensor would add to the block
+        sensor = int(np.where(left, left_neighbours, len(allowed) + 1).argmin())
+        members = []
+        while True:
+            members.append(sensor)
+            left[sensor] = False
+            left_neighbours[seen_by[sensor]] -= 1
+            for key in neighbours[sensor][~union[neighbours[sensor]]]:
+                widening[seen_by[key]] -= 1
+            union[neighbours[sensor]] = True
+            if len(members) == size or not left.any():
+                break
+            sensor = int(np.where(left, widening, len(allowed) + 1).argmin())
+        blocks.append((np.array(members), np.flatnonzero(union)))
+    return blocks

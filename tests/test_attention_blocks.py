@@ -1,0 +1,91 @@
+"""Attention in blocks against dense attention under the same mask, on networks of many shapes."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.attention_blocks import BLOCK_SIZES, AttentionBlocks, attend, partition
+from model.build import build_model, restore_model
+
+
+def ring(sensors: int, reach: int) -> NDArray[np.bool_]:
+    """Return the mask of sensors along a ring road, each of which sees so many to either side, in random order."""
+    apart = np.abs(np.subtract.outer(np.arange(sensors), np.arange(sensors)))
+    order = np.random.default_rng(sensors).permutation(sensors)
+    return (np.minimum(apart, sensors - apart) <= reach)[np.ix_(order, order)]
+
+
+def scattered(sensors: int, neighbours: int) -> NDArray[np.bool_]:
+    """Return a mask of random neighbours, which need not look back."""
+    mask = np.random.default_rng(sensors).random((sensors, sensors)) < neighbours / sensors
+    return mask | np.eye(sensors, dtype=bool)
+
+
+MASKS = {
+    "alone": np.eye(50, dtype=bool),
+    "ring": ring(120, 3),
+    "ring, blocks not full": ring(101, 2),
+    "scattered": scattered(90, 3),
+    "a hub": ring(80, 1) | (np.arange(80) == 7) | (np.arange(80) == 7)[:, None],
+    "dense": scattered(40, 20),
+    "one sensor": np.ones((1, 1), dtype=bool),
+}
+
+
+@pytest.fixture(params=MASKS)
+def allowed(request: pytest.FixtureRequest) -> NDArray[np.bool_]:
+    return MASKS[request.param]
+
+
+def inputs(sensors: int) -> list[Tensor]:
+    torch.manual_seed(sensors)
+    return [torch.randn(2, sensors, 3, 8, requires_grad=True) for _ in range(3)]
+
+
+def test_attention_and_gradients_equal_those_of_dense_attention(allowed: NDArray[np.bool_]) -> None:
+    mask, graph = torch.from_numpy(allowed), AttentionBlocks(torch.from_numpy(allowed))
+    query, key, value = inputs(len(allowed))
+    weight = torch.randn_like(query)
+    results = []
+    for y in (graph(query, key, value, 4, 0.0), attend(query, key, value, 4, mask, 0.0)):
+        results.append([y, *torch.autograd.grad((weight * y).sum(), (query, key, value))])
+    for in_blocks, dense in zip(*results, strict=True):
+        torch.testing.assert_close(in_blocks, dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", BLOCK_SIZES)
+def test_blocks_hold_every_sensor_once_and_all_it_may_look_at(allowed: NDArray[np.bool_], size: int) -> None:
+    blocks = partition(allowed, size)
+    members = np.concatenate([block[0] for block in blocks])
+    assert np.array_equal(np.sort(members), np.arange(len(allowed)))
+    assert max(len(block[0]) for block in blocks) <= size
+    for sensors, neighbours in blocks:
+        assert np.array_equal(np.flatnonzero(allowed[sensors].any(axis=0)), neighbours)
+
+
+def test_sparse_masks_are_cut_and_dense_ones_are_not() -> None:
+    cut = {name: AttentionBlocks(torch.from_numpy(mask)).is_cut for name, mask in MASKS.items()}
+    assert cut["ring"]
+    assert cut["alone"]
+    assert not cut["dense"]
+    assert not cut["one sensor"]
+
+
+def test_the_blocks_of_a_long_road_do_not_grow_with_its_length() -> None:
+    widths = {AttentionBlocks(torch.from_numpy(ring(length, 3))).block_allowed.shape[2] for length in (100, 200, 400)}
+    assert len(widths) == 1
+
+
+def test_loaded_masks_are_arranged_anew() -> None:
+    sizes = {"variant": "described", "input_steps": 8, "horizon": 2, "patch_len": 4, "channels": 8, "layers": 1}
+    graphs = [(torch.from_numpy(ring(60, reach)),) * 2 for reach in (1, 4)]
+    model, other = (build_model(*masks, torch.randn(60, 2), **sizes, heads=2).eval() for masks in graphs)
+    series, start = torch.randn(1, 60, 8), torch.randn(1, 60)
+    model.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        expected = other.rollout(series, start)
+        assert torch.equal(model.rollout(series, start), expected)
+        restored = restore_model({**sizes, "heads": 2}, other.state_dict()).eval()
+        assert torch.equal(restored.rollout(series, start), expected)
