@@ -1,16 +1,19 @@
 # `make demo` shows the system at work, `make test` checks it. The scripts need no Makefile: see README.md.
 PYTHON ?= python3
+# For the very versions that were tested, CUDA's libraries included: make env REQUIREMENTS=requirements.lock
+REQUIREMENTS := requirements.txt requirements-dev.txt
 BIN := .venv/bin
 RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 CONFIG := configurations/DEMO.conf
+DEVICE := cpu
 
-.PHONY: env demo test test-slow lint
+.PHONY: env demo test test-slow lint bench
 
 env: .venv/complete
 
-.venv/complete: requirements.txt requirements-dev.txt
+.venv/complete: $(REQUIREMENTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(REQUIREMENTS:%=-r %)
 	touch $@
 
 demo: env
@@ -30,3 +33,7 @@ lint: env
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+# Speed and memory against plain references: see benchmarks/README.md. `make bench DEVICE=cuda` where there is one.
+bench: env
+	$(BIN)/python -m benchmarks.run --device $(DEVICE)

@@ -1,14 +1,15 @@
 """Prepare a sensor series for training: check it, split it, scale it, and write one small file beside it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lib.command_line import ScriptParser
 from lib.config import load_config
-from lib.data import SPLITS
+from lib.data import SPLITS, Prepared, last_known
 from lib.errors import run_script
-from lib.preparation import links_for, make_prepared, unlinked_sensors
+from lib.preparation import links_for, make_prepared, sensor_names, unlinked_sensors
 from lib.tables import is_table
 
 EXAMPLES = """examples:
@@ -16,6 +17,29 @@ EXAMPLES = """examples:
   python PrepareData.py --config configurations/DEMO.conf --materialize /tmp/DEMO_windows.npz
 """
 NAMES_SHOWN = 10
+
+
+def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None) -> list[str]:
+    """Return lines on what is missing, and on zeros that may be; none where there is nothing to tell."""
+    lines = []
+    if prepared.missing is not None:
+        steps = np.arange(len(prepared.missing))[:, None]
+        longest = np.where(prepared.missing, steps - last_known(prepared.missing), 0).max(axis=0)  # of each sensor
+        sensor = int(longest.argmax())
+        targets = [f"{prepared.missing_targets(prepared.label_starts[split], horizon).sum():,}" for split in SPLITS]
+        lines.append(
+            f"missing: {prepared.missing.sum():,} values ({100 * prepared.missing.mean():.2f} %) at "
+            f"{np.count_nonzero(longest)} sensors, longest gap {longest[sensor]} steps (sensor "
+            f"{names[sensor] if names else sensor}); left out as targets: {targets[0]} of training, {targets[1]} of "
+            f"validation, {targets[2]} of test"
+        )
+    zeros = np.count_nonzero(prepared.truth == 0)
+    if zeros:
+        lines.append(
+            f"zero: {zeros:,} values ({100 * zeros / prepared.flow.size:.2f} %) are taken for empty roads; where they "
+            "are gaps, set [Data] missing = zero_is_missing"
+        )
+    return lines
 
 
 def main() -> None:
@@ -54,8 +78,9 @@ def main() -> None:
     for split in SPLITS:
         starts = prepared.label_starts[split]
         print(f"{split:5s} {len(starts):6d} samples, label starts {starts[0]} .. {starts[-1]}")
-    print(f"flow  {prepared.minimum[0]:g} .. {prepared.maximum[0]:g} in training inputs, ", end="")
-    print(f"{100 * np.mean(prepared.flow == 0):.2f} % of all values are 0")
+    print(f"flow  {prepared.minimum[0]:g} .. {prepared.maximum[0]:g} in training inputs")
+    for line in missing_counts(prepared, config.data.num_for_predict, sensor_names(config, links)):
+        print(line)
     print(f"wrote {config.prepared_path} ({config.prepared_path.stat().st_size / 2**20:.1f} MiB)")
     if arguments.materialize is not None:
         print(f"wrote {arguments.materialize} ({arguments.materialize.stat().st_size / 2**20:.1f} MiB)")

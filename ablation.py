@@ -15,7 +15,7 @@ from lib.config import Config, load_config
 from lib.devices import choose_device, describe_device
 from lib.errors import InputError, nearest, run_script
 from lib.experiments import EXPERIMENTS, complete_run
-from lib.files import REPOSITORY_ROOT, written_whole
+from lib.files import REPOSITORY_ROOT, check_writable, written_whole
 from model.build import build_model, restore_model
 
 EXAMPLES = """examples:
@@ -116,18 +116,24 @@ def write_tables(folder: Path, table: list[list[str]], config: Config) -> None:
 def main() -> None:
     """Train what is missing, variant by variant, and rewrite the tables after each."""
     arguments = parse_arguments()
+    seeds = [f"Training.seed={seed}" for seed in range(1, arguments.seeds + 1)]
+    configs = {  # all before the first is trained: a fault in the last one shows at once
+        name: [load_config(arguments.config, [*arguments.set, *ABLATIONS[name], seed]) for seed in seeds]
+        for name in arguments.only
+    }
+    config = configs[arguments.only[0]][0]
+    folder = arguments.results / config.data.dataset_name
+    for name in ("ablation.csv", "ablation.md"):
+        check_writable(folder / name, "--results")
     groups: list[FinishedRuns] = []
-    for name in arguments.only:
+    for name, with_seeds in configs.items():
         folders = []
-        for seed in range(1, arguments.seeds + 1):
-            changes = [*arguments.set, *ABLATIONS[name], f"Training.seed={seed}"]
-            config = load_config(arguments.config, changes)
-            run = f"ablation-{name}-seed{seed}"
+        for one in with_seeds:
+            run = f"ablation-{name}-seed{one.training.seed}"
             print(f"\n== {run} ==")
-            folders.append(complete_run(config, arguments.output, run, build_model, restore_model))
+            folders.append(complete_run(one, arguments.output, run, build_model, restore_model))
         groups.append(read_runs(name, folders))
         check_same_targets(groups)
-        folder = arguments.results / config.data.dataset_name
         write_tables(folder, rows(groups, config.data.num_for_predict), config)
     print(f"\nwrote {folder / 'ablation.csv'} and ablation.md")
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lib.command_line import ScriptParser
-from lib.errors import run_script
+from lib.errors import InputError, run_script
 from lib.experiments import open_run
 from lib.graphs import adjacency_matrix, hop_distances
 from lib.preparation import links_for, window_shape
@@ -44,10 +44,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compute, print and draw the receptive field of each layer asked for."""
+    """Compute, print and draw the receptive field of each layer asked for.
+
+    Raises:
+        InputError: the run's model has no encoder.
+    """
     arguments = parse_arguments()
     run = open_run(arguments.run.resolve(), restore_model, arguments.device)
     config = run.config
+    if config.model.variant == "stid":
+        raise InputError(f"--run: found a perceptron (variant stid) in {run.folder}, expected a model with an encoder")
     hops = hop_distances(adjacency_matrix(links_for(config), config.data.num_of_vertices))
     nodes = choose_nodes(arguments.node, hops)
     label_starts = evenly_spaced(run.prepared.label_starts["test"], arguments.samples)

@@ -7,7 +7,7 @@ from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.errors import InputError, nearest, run_script
 from lib.experiments import EXPERIMENTS
-from lib.files import REPOSITORY_ROOT, written_whole
+from lib.files import REPOSITORY_ROOT, check_writable, written_whole
 from lib.paper_tables import collect, read_published, render
 
 EXAMPLES = """examples:
@@ -15,8 +15,8 @@ EXAMPLES = """examples:
   python paper_tables.py --dataset PEMS04 PEMS08 --format tex --output tables.tex
   python paper_tables.py --config configurations/DEMO.conf
 
-A run counts when its settings are those of its configuration but for seed, variant and [Runtime]; others are named on
-the standard error output. Cells that have not been measured stay empty.
+A run counts when its settings are those of its configuration but for seed, variant and [Runtime], or those that
+baselines.py trains with; others are named on the standard error output. Cells that have not been measured stay empty.
 """
 CONFIGURATIONS = REPOSITORY_ROOT / "configurations"
 
@@ -38,12 +38,15 @@ def main() -> None:
             raise InputError(f"--dataset: found '{name}', expected one of {', '.join(shipped)}{nearest(name, shipped)}")
 
     paths = arguments.config or [shipped[name] for name in arguments.dataset]
+    published_path = REPOSITORY_ROOT / "results" / "published.csv"
+    if arguments.output is not None:
+        check_writable(arguments.output, "--output", published_path, *paths)
     datasets = [load_config(path).data.dataset_name for path in paths]
     collections = [collect(path, arguments.experiments) for path in paths]
     for dataset, collection in zip(datasets, collections, strict=True):
         for reason in collection.left_out:
             print(f"left out {dataset}/{reason}", file=sys.stderr)
-    published = read_published(REPOSITORY_ROOT / "results" / "published.csv", datasets)
+    published = read_published(published_path, datasets)
     tables = {"all horizons together": [*published, *(row for each in collections for row in each.rows)]}
     for horizon in sorted({horizon for each in collections for horizon in each.horizon_rows}):
         tables[f"step {horizon}"] = [row for each in collections for row in each.horizon_rows.get(horizon, [])]

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.checkpoints import BEST
 from lib.command_line import ScriptParser
 from lib.errors import InputError, run_script
+from lib.files import check_writable
 from lib.forecasting import (
     Forecaster,
     forecast_flow,
@@ -36,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line.
 
     Raises:
-        InputError: the output would replace the input, or the longest gap is negative.
+        InputError: the output cannot be written or would replace an input, or the longest gap is negative.
     """
     parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a trained run")
@@ -52,8 +54,7 @@ def parse_arguments() -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
     )
     arguments = parser.parse_args()
-    if arguments.output.resolve() == arguments.input.resolve():
-        raise InputError(f"--output: found the input {arguments.input}, expected a file of its own")
+    check_writable(arguments.output, "--output", arguments.input, arguments.run / BEST)
     if arguments.max_gap is not None and arguments.max_gap < 0:
         raise InputError(f"--max-gap: found {arguments.max_gap}, expected a number of steps of at least 0")
     return arguments

@@ -7,19 +7,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lib.checkpoints import BEST, load_checkpoint, load_tensors, save_tensors
+from lib.checkpoints import BEST, LAST, load_checkpoint, load_tensors, save_tensors
 from lib.command_line import ScriptParser
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
 from lib.experiments import (
     EXPERIMENTS,
+    SETTINGS,
     complete_run,
     dry_run,
     finish_experiment,
     report_test,
     resume_experiment,
+    run_name,
     start_experiment,
 )
+from lib.files import check_writable
 from model.build import build_model, restore_model
 from model.released_weights import is_exportable, is_released, load_weights, released_checkpoint
 
@@ -42,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line.
 
     Raises:
-        InputError: a flag that starts a new run is given with --resume.
+        InputError: flags do not go together, or the weights cannot be exported to the file named.
     """
     parser = ScriptParser(__doc__, EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -63,30 +66,44 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the best weights as the released code would")
     arguments = parser.parse_args()
     for flag in ("set", "seed", "epochs", "fine_tune_epochs", "name", "dry_run", "weights", "test_only"):
-        if arguments.resume and getattr(arguments, flag):
+        if arguments.resume and getattr(arguments, flag) not in (None, [], False):
             raise InputError(f"--resume: found --{flag.replace('_', '-')} too, expected the run's own settings alone")
     if arguments.test_only and not arguments.weights:
         raise InputError("--test-only: found no --weights, expected the weights to test")
     for flag in ("weights", "export", "dry_run"):
         if len(arguments.seed or ()) > 1 and getattr(arguments, flag):
             raise InputError(f"--seed: found several with --{flag.replace('_', '-')}, expected one")
+    if arguments.export:
+        resumed = [arguments.resume / name for name in (SETTINGS, LAST, BEST)] if arguments.resume else []
+        check_writable(arguments.export, "--export", arguments.config, arguments.weights, *resumed)
     return arguments
 
 
 def read_configs(arguments: argparse.Namespace) -> list[Config]:
     """Read the INI file, once for each seed; a flag is a setting said otherwise, and is checked like one."""
     flags = {flag: getattr(arguments, flag) for flag in SETTING_FLAGS}
-    changes = [*arguments.set, *(f"{SETTING_FLAGS[flag]}={value}" for flag, value in flags.items() if value)]
+    changes = [
+        *arguments.set,
+        *(f"{SETTING_FLAGS[flag]}={value}" for flag, value in flags.items() if value is not None),
+    ]
     seeds = [[f"Training.seed={seed}"] for seed in arguments.seed or ()]
     configs = [load_config(arguments.config, [*changes, *seed]) for seed in seeds or [[]]]
-    variant = configs[0].model.variant
-    if arguments.export and variant not in ("described", "released"):
-        raise InputError(
-            f"--export: found variant {variant}, expected described or released, whose code the file is for"
-        )
     for notice in configs[0].notices:
         print(notice)
     return configs
+
+
+def check_exportable(config: Config) -> None:
+    """Check, before training, that the released code can hold the weights of the run.
+
+    Raises:
+        InputError: it has no such model.
+    """
+    variant = config.model.variant
+    if variant not in ("described", "released"):
+        raise InputError(
+            f"--export: found variant {variant}, expected described or released, whose code the file is for"
+        )
 
 
 def builder(weights: Path) -> Callable[..., nn.Module]:
@@ -111,11 +128,17 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.resume:
         experiment = resume_experiment(arguments.resume.resolve(), restore_model, arguments.device)
+        if arguments.export:
+            check_exportable(experiment.config)
     else:
         config, *others = read_configs(arguments)
+        if arguments.export:
+            check_exportable(config)
+        if arguments.name is not None:
+            run_name(config, arguments.name)  # before it becomes part of several names
         if others:  # named by seed, so that the same command goes on where it stopped
             for one in (config, *others):
-                name = f"{arguments.name or one.model.variant}-seed{one.training.seed}"
+                name = f"{one.model.variant if arguments.name is None else arguments.name}-seed{one.training.seed}"
                 print(f"\n== {name} ==")
                 complete_run(one, arguments.output, name, build_model, restore_model)
             return
@@ -133,7 +156,7 @@ def main() -> None:
     print("\nlook at:", *figures, sep="\n  ")
     if arguments.export:
         best = restore_model(experiment.trainer.extra["model"], load_checkpoint(experiment.folder / BEST)["weights"])
-        assert is_exportable(best)  # read_configs saw to it
+        assert is_exportable(best)  # check_exportable saw to it
         save_tensors(arguments.export, released_checkpoint(best))
         print(f"wrote {arguments.export}, with the names of the released code")
 

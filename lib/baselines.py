@@ -1,60 +1,101 @@
-"""Forecasts that need no network: what a model has to beat. Targets are those of the split they are scored on."""
+"""Forecasts that need no network, or a small one: what a model has to beat, on the targets it is scored on.
 
-from collections.abc import Callable
+A baseline is fitted on training rows, and its forecast of a sample sees nothing from the label start on. Where values
+are missing, means are over the known ones, and forecasts start from the last known value (`Prepared.held`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_array
 
-from lib.data import Prepared
+from lib.data import Calendar, Prepared
 from lib.metrics import ForecastErrors
 
 Forecast = NDArray[np.float32]  # (samples, N, P), raw units
+# The small network is the variant `stid`, trained with settings of its own in place of the INI's.
+PERCEPTRON_SETTINGS = (
+    "Model.variant=stid",
+    "Training.d_model=32",
+    "Training.num_layers=3",
+    "Training.nb_head=4",  # it has none, but they must divide d_model
+    "Training.dropout=0.15",
+    "Training.batch_size=32",
+    "Training.learning_rate=0.002",
+    "Training.schedule=cosine",
+    "Training.epochs=40",
+    "Training.fine_tune_epochs=0",
+)
+VAR_STEPS = 3
+# Relative to the variance of the inputs. None of a vector autoregression is 0: sensors may be copies of each other.
 RIDGE_PENALTIES = (0.0, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+VAR_PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def targets(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int) -> Forecast:
-    """Return the raw targets of samples: (samples, N, P)."""
-    return _windows(prepared.flow, label_starts, np.arange(horizon))
+    """Return the raw targets of samples: (samples, N, P), NaN where they are missing."""
+    return _windows(prepared.truth, label_starts, np.arange(horizon))
 
 
-def last_value(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, steps_per_day: int) -> Forecast:
+def last_value(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
     """Repeat the last value before the forecast."""
-    del steps_per_day
-    return _windows(prepared.flow, label_starts, np.full(horizon, -1))
+    del calendar
+    return _windows(prepared.held, label_starts, np.full(horizon, -1))
 
 
-def yesterday(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, steps_per_day: int) -> Forecast:
+def yesterday(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
     """Repeat the same time yesterday; a horizon beyond a day repeats that day again."""
-    return _windows(prepared.flow, label_starts, np.arange(horizon) % steps_per_day - steps_per_day)
+    period = calendar.steps_per_day
+    return _windows(prepared.held, label_starts, np.arange(horizon) % period - period)
 
 
-def time_of_day_mean(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, steps_per_day: int) -> Forecast:
+def last_week(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
+    """Repeat the same time a week ago; a horizon beyond a week repeats that week again."""
+    period = calendar.steps_per_week
+    return _windows(prepared.held, label_starts, np.arange(horizon) % period - period)
+
+
+def time_of_day_mean(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
     """Forecast each sensor's mean at that time of day over the training rows."""
-    training = prepared.flow[: prepared.training_rows]
-    time = np.arange(len(training)) % steps_per_day
-    total = np.zeros((steps_per_day, training.shape[1]))
-    np.add.at(total, time, training)
-    count = np.bincount(time, minlength=steps_per_day)[:, None]
-    mean = np.where(count > 0, total / np.maximum(count, 1), training.mean(axis=0)).astype(np.float32)
-    return _windows(mean, label_starts, np.arange(horizon), period=steps_per_day)
+    period = calendar.steps_per_day
+    mean = _training_mean(prepared, calendar, (period,))
+    return _windows(mean, calendar.step_of_week(label_starts), np.arange(horizon), period)
 
 
-def ridge(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, steps_per_day: int) -> Forecast:
+def historical_average(
+    prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar
+) -> Forecast:
+    """Forecast each sensor's mean at that time of day on that day of the week over the training rows.
+
+    A time of the week that no training row has is forecast as its time of day.
+    """
+    period = calendar.steps_per_week
+    mean = _training_mean(prepared, calendar, (calendar.steps_per_day, period))
+    return _windows(mean, calendar.step_of_week(label_starts), np.arange(horizon), period)
+
+
+def ridge(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
     """Regress each sensor's targets linearly on its own last hour (steps_per_day / 24 steps), with an L2 penalty.
 
     Fitted on the training samples; the penalty, relative to the mean variance of the inputs, is chosen on validation.
+    Where targets of the fit are missing, the last known value stands in for them.
     """
-    history = np.arange(-(steps_per_day // 24), 0)
+    history = np.arange(-(calendar.steps_per_day // 24), 0)
+    held = prepared.held
 
     def samples(starts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        x = _windows(prepared.flow, starts, history).transpose(1, 0, 2).astype(np.float64)  # (N, samples, h)
-        y = _windows(prepared.flow, starts, np.arange(horizon)).transpose(1, 0, 2).astype(np.float64)
+        x = _windows(held, starts, history).transpose(1, 0, 2).astype(np.float64)  # (N, samples, h)
+        y = _windows(held, starts, np.arange(horizon)).transpose(1, 0, 2).astype(np.float64)
         return x, y
 
     x, y = samples(prepared.label_starts["train"])
     x_mean, y_mean = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
-    x, y = x - x_mean, y - y_mean
+    x -= x_mean
+    y -= y_mean
     gram, cross = x.transpose(0, 2, 1) @ x, x.transpose(0, 2, 1) @ y  # (N, h, h), (N, h, P)
     variance = np.trace(gram, axis1=1, axis2=2)[:, None, None] / len(history)
     identity = np.eye(len(history))
@@ -66,30 +107,105 @@ def ridge(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, ste
     x_val, y_val = samples(prepared.label_starts["val"])
     losses = [np.abs((x_val - x_mean) @ coefficients(penalty) + y_mean - y_val).mean() for penalty in RIDGE_PENALTIES]
     chosen = coefficients(RIDGE_PENALTIES[int(np.argmin(losses))])
-    x_new = _windows(prepared.flow, label_starts, history).transpose(1, 0, 2)
+    x_new = _windows(held, label_starts, history).transpose(1, 0, 2)
     return np.asarray(((x_new - x_mean) @ chosen + y_mean).transpose(1, 0, 2), dtype=np.float32)
 
 
-BASELINES: dict[str, Callable[[Prepared, NDArray[np.int64], int, int], Forecast]] = {
-    "last value": last_value,
-    "same time yesterday": yesterday,
-    "time-of-day mean": time_of_day_mean,
-    "ridge on the last hour": ridge,
+def vector_autoregression(
+    prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar
+) -> Forecast:
+    """Regress the next step of all sensors linearly on the last three of all, with an L2 penalty, and iterate.
+
+    x[t] = x[t-1] A_1 + x[t-2] A_2 + x[t-3] A_3 on values standardised by sensor (Lütkepohl 2005, New Introduction to
+    Multiple Time Series Analysis, chapter 2; the penalty as in Hoerl and Kennard 1970). Mean, deviation and A are those
+    of the training rows. The penalty is chosen on every P-th validation sample, whose targets do not overlap. Where
+    targets of the fit are missing, the last known value stands in for them.
+    """
+    del calendar
+    rows, sensors = prepared.training_rows, prepared.flow.shape[1]
+    lags = max(1, min(VAR_STEPS, rows - 1))
+    held = prepared.held
+    mean = held[:rows].mean(axis=0, dtype=np.float64)
+    deviation = held[:rows].std(axis=0, dtype=np.float64)
+    deviation[deviation == 0] = 1
+    inputs = (held - mean) / deviation
+
+    # The normal equations block by block, so that the inputs are never laid side by side for all rows.
+    lagged = [inputs[lags - lag : rows - lag] for lag in range(1, lags + 1)]  # each (rows - lags, N)
+    gram = np.block([[earlier.T @ later for later in lagged] for earlier in lagged])  # (lags N, lags N)
+    cross = np.concatenate([earlier.T @ inputs[lags:rows] for earlier in lagged])  # (lags N, N)
+
+    def coefficients(penalty: float) -> NDArray[np.float64]:
+        penalised = gram + np.diag(np.full(len(gram), penalty * rows))  # an input's squares sum up to the rows
+        solution: NDArray[np.float64] = cho_solve(cho_factor(penalised, overwrite_a=True), cross)
+        return solution  # (lags N, N), those of the last step first
+
+    def iterated(solution: NDArray[np.float64], starts: NDArray[np.int64]) -> Forecast:
+        forecast = np.empty((len(starts), sensors, horizon), dtype=np.float32)
+        state = np.concatenate([inputs[starts - lag] for lag in range(1, lags + 1)], axis=1)  # (samples, lags N)
+        for step in range(horizon):
+            ahead = state @ solution
+            forecast[:, :, step] = ahead * deviation + mean
+            state = np.concatenate([ahead, state[:, :-sensors]], axis=1)
+        return forecast
+
+    apart = prepared.label_starts["val"][::horizon]
+    truth = _windows(held, apart, np.arange(horizon))
+    losses = [np.abs(iterated(coefficients(penalty), apart) - truth).mean() for penalty in VAR_PENALTIES]
+    return iterated(coefficients(VAR_PENALTIES[int(np.argmin(losses))]), label_starts)
+
+
+class Baseline(NamedTuple):
+    """A forecast (samples, N, P) in raw units by `forecast(prepared, label_starts, horizon, calendar)`.
+
+    It looks `days_back` before a label start, where that is more than the inputs of every sample hold.
+    """
+
+    forecast: Callable[[Prepared, NDArray[np.int64], int, Calendar], Forecast]
+    days_back: int = 0
+
+
+BASELINES = {
+    "last value": Baseline(last_value),
+    "same time yesterday": Baseline(yesterday, days_back=1),
+    "same time last week": Baseline(last_week, days_back=7),
+    "time-of-day mean": Baseline(time_of_day_mean),
+    "historical average": Baseline(historical_average),
+    "ridge on the last hour": Baseline(ridge),
+    "vector autoregression": Baseline(vector_autoregression),
 }
 
 
-def score_baselines(prepared: Prepared, split: str, horizon: int, steps_per_day: int) -> dict[str, ForecastErrors]:
-    """Return the errors of each baseline on a split's targets, but for those that reach before the series."""
+def score_baselines(prepared: Prepared, split: str, horizon: int, calendar: Calendar) -> dict[str, ForecastErrors]:
+    """Return the errors of each baseline on a split's targets, but for those that look back before the series."""
     starts = prepared.label_starts[split]
     truth = torch.from_numpy(targets(prepared, starts, horizon))
     scored = {}
     for name, baseline in BASELINES.items():
-        if baseline is yesterday and starts[0] < steps_per_day:
+        if starts[0] < baseline.days_back * calendar.steps_per_day:
             continue
         errors = ForecastErrors.zero(horizon)
-        errors.update(torch.from_numpy(baseline(prepared, starts, horizon, steps_per_day)), truth)
+        errors.update(torch.from_numpy(baseline.forecast(prepared, starts, horizon, calendar)), truth)
         scored[name] = errors
     return scored
+
+
+def _training_mean(prepared: Prepared, calendar: Calendar, periods: Sequence[int]) -> Forecast:
+    """Return the means (period, N) of the known training values by step of the last, longest of the periods.
+
+    A mean of no value is that of the period before, or of all values. Each period divides the next, the last a week.
+    """
+    training = prepared.truth[: prepared.training_rows]
+    known = ~np.isnan(training)
+    rows = np.arange(len(training))
+    steps = calendar.step_of_week(rows)
+    mean = np.zeros((1, training.shape[1]))
+    for period in (1, *periods):
+        adding = csr_array((np.ones(len(rows)), (steps % period, rows)), shape=(period, len(rows)))
+        total, count = adding @ np.where(known, training, 0), adding @ known
+        shorter = np.tile(mean, (period // len(mean), 1))
+        mean = np.where(count > 0, total / np.maximum(count, 1), shorter)
+    return mean.astype(np.float32)
 
 
 def _windows(

@@ -1,6 +1,7 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, and the random state that goes with them."""
 
 import io
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,27 @@ def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
 def load_tensors(path: Path) -> dict[str, Any]:
     """Read a file that torch.save wrote, of a dictionary of tensors and plain values only.
 
+    PyTorch writes a CRC-32 of every part into its zip archives and never looks at it; here it is checked. The older
+    format of PyTorch before 1.6 has none.
+
     Raises:
         InputError: the file is missing or damaged, or holds anything else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as handle:
+            if zipfile.is_zipfile(handle):
+                damaged = zipfile.ZipFile(handle).testzip()
+                if damaged is not None:
+                    raise zipfile.BadZipFile(f"a wrong checksum of {damaged}")
+            handle.seek(0)
+            content = torch.load(handle, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected a checkpoint") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from None
     except Exception as error:  # torch.load raises many kinds, and advises to unpickle
-        kind = type(error).__name__
-        raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({kind})") from None
+        what = reason(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as a checkpoint of tensors and plain values ({what})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
     return content
@@ -83,7 +93,11 @@ def restored(path: Path, checkpoint: Mapping[str, Any], restore_model: Restorer)
 
 
 def random_state() -> dict[str, Tensor | list[Tensor]]:
-    """Return the states of PyTorch's generators, the only ones that training draws from."""
+    """Return the states of PyTorch's generators.
+
+    They are all that training draws from: nothing of it uses the generators of NumPy or of Python's `random`, so these
+    need not be kept.
+    """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lib.errors import InputError
 from lib.files import load_json, load_npz
+from lib.metrics import absolute_errors
 from lib.reporting import METRICS, PREDICTIONS
 
 BOOTSTRAP_DRAWS = 2000
@@ -22,7 +23,8 @@ class FinishedRuns:
     Attributes:
         name: what sets them apart from others.
         metrics: metrics.json of each run.
-        sample_errors: (runs, samples), the mean absolute error of each test sample in raw units.
+        sample_errors: (runs, samples), what each test sample adds to the MAE, their mean, in raw units: its sum of
+            absolute errors over the mean number of known targets of a sample.
     """
 
     name: str
@@ -45,10 +47,11 @@ def read_runs(name: str, folders: Sequence[Path]) -> FinishedRuns:
     errors = []
     for folder in folders:
         predictions = load_npz(folder / PREDICTIONS, ("forecast", "target"))
-        errors.append(np.abs(predictions["forecast"] - predictions["target"]).mean(axis=(1, 2), dtype=np.float64))
+        total, count = absolute_errors(predictions["forecast"], predictions["target"], (1, 2))
+        errors.append(total / count.mean())
     metrics = [load_json(folder / METRICS) for folder in folders]
     for folder, content in zip(folders, metrics, strict=True):
-        for key in ("test_set", "test", "best_val_mae"):
+        for key in ("test_set", "test", "baselines", "best_val_mae"):
             if not isinstance(content, dict) or key not in content:
                 raise InputError(f"{folder / METRICS}: found no '{key}', expected the metrics of a finished run")
     return FinishedRuns(name, metrics, np.stack(errors))

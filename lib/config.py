@@ -152,6 +152,7 @@ class DataConfig:
     num_for_predict: Horizon  # P, the number of steps to forecast
     dataset_name: FolderName
     start: LocalTime | None = None  # the time of the first step
+    missing: Literal["error", "zero_is_missing", "interpolate"] = "error"  # NaN, and a flow of 0 by zero_is_missing
 
     @property
     def steps_per_day(self) -> int:
@@ -228,10 +229,15 @@ class GraphConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """[Runtime]: where to compute."""
+    """[Runtime]: where and how to compute."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Threads = 0  # CPU threads; 0 = PyTorch's choice
+    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of products; tf32 on CUDA only
+    compile: Switch = False  # by torch.compile: minutes at the start, faster steps
+    gradient_checkpointing: Switch = False  # layers are computed again in the backward pass, to save memory
+    micro_batch: CountOrZero = 0  # samples computed at once, their gradients summed over a batch; 0 = batch_size
+    data: Literal["device", "host"] = "device"  # where the series is kept
     checkpoint_minutes: PositiveNumber = 10.0  # the longest time within an epoch without a checkpoint
 
 

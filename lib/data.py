@@ -2,10 +2,13 @@
 
 A series is (T, N), time step and sensor. A sample is named by its label start t0, the index of its first target step:
 its inputs lie at t0 + offsets, its targets at t0 .. t0 + P - 1.
+
+Values may be missing. As targets they do not count. As inputs they are filled from what is known before t0 alone:
+linearly between the values before and after the gap, or with the last value where the gap is not over before t0.
 """
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +27,7 @@ SPLITS = ("train", "val", "test")
 Values = TypeVar("Values", Tensor, NDArray[np.float64])
 Steps = TypeVar("Steps", Tensor, NDArray[np.int64], int)
 CHUNK_ROWS = 1024  # rows looked at together, so that checking a series needs no second copy of it
+SENSORS_NAMED = 5  # in a message
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,14 @@ class Prepared:
     """A series made ready for training, and everything that was decided from it.
 
     Attributes:
-        flow: (T, N) float32, raw.
+        flow: (T, N) float32, raw; missing values are filled linearly between those before and after, or with the
+            nearest one at either end.
         offsets: (L,) offsets of the input steps from a label start.
         label_starts: those of each split, in time order.
-        minimum, maximum: (F,) of each feature over all rows that a training input touches.
+        minimum, maximum: (F,) of each feature over all known values in rows that a training input touches.
         source_fingerprint: of the file that the series was read from.
+        missing: (T, N), where the flow is missing; None where nothing is.
+        missing_rule: [Data] missing, by which values count as missing.
     """
 
     flow: NDArray[np.float32]
@@ -139,6 +146,33 @@ class Prepared:
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
     source_fingerprint: str
+    missing: NDArray[np.bool_] | None = None
+    missing_rule: str = "error"
+
+    @property
+    def truth(self) -> NDArray[np.float32]:
+        """The flow (T, N) with NaN where it is missing: what forecasts are scored on."""
+        return self.flow if self.missing is None else np.where(self.missing, np.float32(np.nan), self.flow)
+
+    @property
+    def held(self) -> NDArray[np.float32]:
+        """The flow (T, N) with the last known value in place of each missing one, so that nothing later enters.
+
+        Before a sensor's first value it is the mean of its training rows, as there is nothing else to go by.
+        """
+        if self.missing is None:
+            return self.flow
+        last = last_known(self.missing)
+        mean = np.nanmean(self.truth[: self.training_rows], axis=0, dtype=np.float64).astype(np.float32)
+        return np.where(last >= 0, np.take_along_axis(self.flow, last.clip(0).astype(np.int64), axis=0), mean)
+
+    def missing_targets(self, label_starts: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
+        """Return how many of the N * P targets of each sample are missing, (samples,)."""
+        if self.missing is None:
+            return np.zeros(len(label_starts), dtype=np.int64)
+        before = np.concatenate([[0], np.cumsum(self.missing.sum(axis=1))])  # missing before each step
+        counts: NDArray[np.int64] = before[label_starts + horizon] - before[label_starts]
+        return counts
 
     @property
     def scaling(self) -> Scaling:
@@ -149,6 +183,24 @@ class Prepared:
     def training_rows(self) -> int:
         """The rows before the last training label start: all that may shape graphs, means and baselines."""
         return int(self.label_starts["train"][-1])
+
+
+def missing_values(flow: NDArray[Any], missing_rule: str) -> NDArray[np.bool_]:
+    """Return where values of a flow are missing: where they are NaN, by the rule `zero_is_missing` also where 0."""
+    missing: NDArray[np.bool_] = np.isnan(flow)
+    return missing | (flow == 0) if missing_rule == "zero_is_missing" else missing
+
+
+def last_known(missing: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the last step up to each step (T, N) where the sensor's value is not missing; -1 where there is none."""
+    steps = np.arange(len(missing), dtype=np.int32)[:, None]
+    last: NDArray[np.int32] = np.maximum.accumulate(np.where(missing, np.int32(-1), steps), axis=0)
+    return last
+
+
+def next_known(missing: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the first step from each step (T, N) on where the sensor's value is not missing; T where there is none."""
+    return len(missing) - 1 - last_known(missing[::-1])[::-1]
 
 
 def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
@@ -166,7 +218,7 @@ def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
         raise InputError(f"{path} data: found shape {data.shape}, expected at least one step, sensor and feature")
     if data.shape[1] != num_nodes:
         raise InputError(f"{path} data: found {data.shape[1]} sensors, expected num_of_vertices = {num_nodes}")
-    bad_values, first_bad = 0, ""
+    bad_values, first_bad, hint = 0, "", ""
     for row in range(0, len(data), CHUNK_ROWS):
         with np.errstate(over="ignore"):  # what training cannot hold counts as infinite
             bad = ~np.isfinite(data[row : row + CHUNK_ROWS].astype(np.float32, copy=False))
@@ -176,56 +228,111 @@ def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
             step, sensor, feature = np.argwhere(bad)[0]
             first_bad = first_bad or f"step {row + step}, sensor {sensor}, feature {feature}"
             bad_values += int(bad.sum())
+            if not gaps and np.isnan(data[row : row + CHUNK_ROWS]).any():
+                hint = ", or [Data] missing = interpolate"
     if bad_values:
         raise InputError(
             f"{path} data: found {bad_values} {'' if gaps else 'NaN or '}infinite values, the first at {first_bad}, "
-            "expected finite numbers"
+            f"expected finite numbers{hint}"
         )
     return data
 
 
-def prepare(series: NDArray[Any], shape: WindowShape, source_fingerprint: str) -> Prepared:
-    """Decide splits and scaling of a series (T, N, F), and keep its flow.
+def prepare(
+    series: NDArray[Any],
+    shape: WindowShape,
+    source_fingerprint: str,
+    missing_rule: str = "error",
+    sensors: Sequence[str] | None = None,
+) -> Prepared:
+    """Decide splits and scaling of a series (T, N, F), and keep its flow with gaps filled.
+
+    Args:
+        series: finite, or NaN where values are missing.
+        shape: of the windows.
+        source_fingerprint: of the file that the series was read from.
+        missing_rule: [Data] missing, by which values count as missing.
+        sensors: (N,) names for messages; None stands for their positions.
 
     Raises:
-        InputError: there are too few rows for the windows, or the training flow is constant.
+        InputError: there are too few rows for the windows, the training flow is constant, a sensor has no value in the
+            training inputs, or a split has no target.
     """
-    rows, _, features = series.shape
+    rows, num_nodes, features = series.shape
     label_starts = shape.split(rows)
     offsets = shape.offsets
     touched = np.zeros(rows, dtype=bool)
     for offset in offsets:
         touched[label_starts["train"] + offset] = True
+    flow = np.ascontiguousarray(series[:, :, FLOW], dtype=np.float32)
+    missing = missing_values(flow, missing_rule)
+    silent = np.flatnonzero(missing[touched].all(axis=0))
+    if len(silent):
+        names = ", ".join(str(sensors[sensor] if sensors else sensor) for sensor in silent[:SENSORS_NAMED])
+        more = f" and {len(silent) - SENSORS_NAMED} more" if len(silent) > SENSORS_NAMED else ""
+        steps = f"steps 0 .. {np.flatnonzero(touched)[-1]}"
+        raise InputError(f"sensor {names}{more}: found no value in the training inputs ({steps}), expected some")
+
     minimum, maximum = np.full(features, np.inf), np.full(features, -np.inf)
     for row in range(0, rows, CHUNK_ROWS):
-        chunk = series[row : row + CHUNK_ROWS][touched[row : row + CHUNK_ROWS]]
-        if len(chunk):
-            minimum = np.minimum(minimum, chunk.min(axis=(0, 1)))
-            maximum = np.maximum(maximum, chunk.max(axis=(0, 1)))
+        here = touched[row : row + CHUNK_ROWS]
+        chunk, gaps = series[row : row + CHUNK_ROWS][here], missing[row : row + CHUNK_ROWS][here]
+        if gaps.any():
+            chunk = chunk.astype(np.float64)
+            chunk[gaps, FLOW] = np.nan
+        if len(chunk):  # of the least and NaN, fmin is the least
+            minimum = np.fmin(minimum, np.fmin.reduce(chunk, axis=(0, 1)))
+            maximum = np.fmax(maximum, np.fmax.reduce(chunk, axis=(0, 1)))
     if minimum[FLOW] == maximum[FLOW]:
         raise InputError(f"found a flow of {minimum[FLOW]:g} at all training steps, expected values that vary")
-    flow = np.ascontiguousarray(series[:, :, FLOW], dtype=np.float32)
-    return Prepared(flow, offsets, label_starts, minimum, maximum, source_fingerprint)
+
+    if missing.any():
+        flow, step = flow.copy(), np.arange(rows)
+        for sensor in np.flatnonzero(missing.any(axis=0)):
+            gap = missing[:, sensor]
+            known = series[~gap, sensor, FLOW].astype(np.float64)
+            flow[gap, sensor] = np.interp(step[gap], step[~gap], known)
+    prepared = Prepared(
+        flow,
+        offsets,
+        label_starts,
+        minimum,
+        maximum,
+        source_fingerprint,
+        missing if missing.any() else None,
+        missing_rule,
+    )
+    for split, starts in label_starts.items():
+        if prepared.missing_targets(starts, shape.horizon).sum() == len(starts) * num_nodes * shape.horizon:
+            steps = f"{starts[0]} .. {starts[-1] + shape.horizon - 1}"
+            raise InputError(f"found no value in the targets of the {split} split (steps {steps}), expected some")
+    return prepared
 
 
 def save_prepared(path: Path, prepared: Prepared) -> None:
-    """Write the prepared file: `flow`, `offsets`, `label_starts_*`, `minimum`, `maximum`, `source_fingerprint`."""
+    """Write the prepared file: the attributes of `Prepared`, the label starts of each split as `label_starts_*`.
+
+    `missing` is left out where nothing is missing.
+    """
     arrays = {f"label_starts_{split}": starts for split, starts in prepared.label_starts.items()}
+    gaps = {} if prepared.missing is None else {"missing": prepared.missing}
     save_npz(
         path,
         {
             "flow": prepared.flow,
             "offsets": prepared.offsets,
             **arrays,
+            **gaps,
             "minimum": prepared.minimum,
             "maximum": prepared.maximum,
             "source_fingerprint": np.array(prepared.source_fingerprint),
+            "missing_rule": np.array(prepared.missing_rule),
         },
     )
 
 
 def load_prepared(path: Path) -> Prepared:
-    """Read a prepared file.
+    """Read a prepared file; one without `missing_rule` is older than the setting, and nothing in it is missing.
 
     Raises:
         InputError: the file is missing, damaged, or not a prepared file.
@@ -242,6 +349,14 @@ def load_prepared(path: Path) -> Prepared:
     reached = np.concatenate([arrays[name] for name in starts])
     if reached.min() + arrays["offsets"].min() < 0 or reached.max() >= len(arrays["flow"]):
         raise InputError(f"{path}: found label starts outside of the series, expected a file of PrepareData.py")
+    with zipfile.ZipFile(path) as archive:
+        there = tuple(name for name in ("missing", "missing_rule") if f"{name}.npy" in archive.namelist())
+    optional = load_npz(path, there)
+    missing = optional.get("missing")
+    if missing is not None and (missing.dtype != np.bool_ or missing.shape != arrays["flow"].shape):
+        raise InputError(
+            f"{path} missing: found type {missing.dtype} and shape {missing.shape}, expected a file of PrepareData.py"
+        )
     return Prepared(
         arrays["flow"],
         arrays["offsets"],
@@ -249,6 +364,8 @@ def load_prepared(path: Path) -> Prepared:
         arrays["minimum"],
         arrays["maximum"],
         str(arrays["source_fingerprint"]),
+        missing,
+        str(optional.get("missing_rule", "error")),
     )
 
 
@@ -299,9 +416,10 @@ class Batch(NamedTuple):
     Attributes:
         series: (B, N, L) scaled inputs.
         start: (B, N) scaled, the value that the decoder starts from: the last input.
-        target: (B, N, P) scaled.
-        flow: (B, N, P) the target in raw units.
+        target: (B, N, P) scaled, finite; where it is missing, the last known value before.
+        flow: (B, N, P) the target in raw units, NaN where it is missing.
         step_of_week: (B,) of the first target step, counted from Monday at midnight.
+        known: (B, N, P) where the target is not missing; None for a series where nothing is.
     """
 
     series: Tensor
@@ -309,6 +427,21 @@ class Batch(NamedTuple):
     target: Tensor
     flow: Tensor
     step_of_week: Tensor
+    known: Tensor | None = None
+
+    @property
+    def weight(self) -> float | Tensor:
+        """How many samples these are, each counted by the share of its targets that is known."""
+        return len(self.series) if self.known is None else self.known.sum() / self.known[0].numel()
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+
+    def split(self, samples: int) -> list["Batch"]:
+        """Return the batch in parts of so many samples; the last may be smaller."""
+        columns = [[None] * -(-len(self.series) // samples) if part is None else part.split(samples) for part in self]
+        return [Batch(*parts) for parts in zip(*columns, strict=True)]
 
     @property
     def teacher(self) -> Tensor:
@@ -317,30 +450,63 @@ class Batch(NamedTuple):
 
 
 class Windows:
-    """The windows of a prepared series, gathered on the device where the series stays."""
+    """The windows of a prepared series, for models on a device.
 
-    def __init__(self, prepared: Prepared, horizon: int, calendar: Calendar, device: torch.device) -> None:
+    They are gathered where the series is kept: on the device too, or on the host, from where they are moved.
+    """
+
+    def __init__(
+        self, prepared: Prepared, horizon: int, calendar: Calendar, device: torch.device, on_host: bool = False
+    ) -> None:
+        self.prepared = prepared
         self.scaling = prepared.scaling
         self.calendar = calendar
         self.device = device
-        # Scaled in float64 once, so that no float32 rounding of the difference to the minimum enters.
-        scaled = self.scaling.to_scaled(prepared.flow.astype(np.float64)).astype(np.float32)
-        self.scaled = torch.from_numpy(scaled).to(device)  # (T, N)
-        self.flow = torch.from_numpy(prepared.flow).to(device)  # (T, N)
-        self.input_offsets = torch.from_numpy(prepared.offsets).to(device)
-        self.target_offsets = torch.arange(horizon, device=device)
+        self.home = torch.device("cpu") if on_host else device
+        self.flow = torch.from_numpy(prepared.truth).to(self.home)  # (T, N)
+        self.scaled = self._scaled(prepared.flow)  # (T, N)
+        self.held = self.scaled
+        self.next_known: Tensor | None = None
+        if prepared.missing is not None:
+            self.held = self._scaled(prepared.held)  # (T, N)
+            self.next_known = torch.from_numpy(next_known(prepared.missing)).to(self.home)  # (T, N)
+        self.input_offsets = torch.from_numpy(prepared.offsets).to(self.home)
+        self.target_offsets = torch.arange(horizon, device=self.home)
+
+    def _scaled(self, flow: NDArray[np.float32]) -> Tensor:
+        # In float64 once, so that no float32 rounding of the difference to the minimum enters.
+        return torch.from_numpy(self.scaling.to_scaled(flow.astype(np.float64)).astype(np.float32)).to(self.home)
+
+    @property
+    def targets_per_sample(self) -> int:
+        """The number of targets of a sample, N * P, be they known or missing."""
+        return self.flow.shape[1] * len(self.target_offsets)
+
+    def known_targets(self, label_starts: NDArray[np.int64]) -> int:
+        """Return how many targets of the samples with these label starts are not missing."""
+        missing = self.prepared.missing_targets(label_starts, len(self.target_offsets))
+        return len(label_starts) * self.targets_per_sample - int(missing.sum())
 
     def batch(self, label_starts: Tensor) -> Batch:
-        """Cut out the samples with these label starts, (B,) on the windows' device."""
+        """Cut out the samples with these label starts, (B,) where the series is kept."""
         inputs = label_starts[:, None] + self.input_offsets
         targets = label_starts[:, None] + self.target_offsets
-        series = self.scaled[inputs].transpose(1, 2).contiguous()  # (B, N, L)
-        target = self.scaled[targets].transpose(1, 2).contiguous()  # (B, N, P)
+        series = self.scaled[inputs]  # (B, L, N)
         flow = self.flow[targets].transpose(1, 2).contiguous()  # (B, N, P)
-        return Batch(series, series[:, :, -1], target, flow, self.calendar.step_of_week(label_starts))
+        known = None
+        if self.next_known is not None:
+            # A gap that is not over before t0 holds the last value, for the line through it ends at a target.
+            over = self.next_known[inputs] < label_starts[:, None, None]
+            series = torch.where(over, series, self.held[inputs])
+            known = ~flow.isnan()
+        series = series.transpose(1, 2).contiguous()  # (B, N, L)
+        target = self.held[targets].transpose(1, 2).contiguous()  # (B, N, P)
+        return Batch(series, series[:, :, -1], target, flow, self.calendar.step_of_week(label_starts), known).to(
+            self.device
+        )
 
     def batches(self, label_starts: NDArray[np.int64] | Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield batches over all these label starts, in their order; the last one may be smaller."""
-        starts = torch.as_tensor(label_starts).to(self.device)
+        starts = torch.as_tensor(label_starts).to(self.home)
         for first in range(0, len(starts), batch_size):
             yield self.batch(starts[first : first + batch_size])

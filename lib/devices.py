@@ -23,7 +23,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device(next(device for device, there in available.items() if there))
     if not available.get(name):
         there = ", ".join(device for device, found in available.items() if found)
-        raise InputError(f"[Runtime] device: found {name}, expected what PyTorch {torch.__version__} has here: {there}")
+        raise InputError(
+            f"[Runtime] device: found {name!r}, expected what PyTorch {torch.__version__} has here: {there}"
+        )
     return torch.device(name)
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lib.errors import InputError, nearest
-from lib.files import load_json, reason, save_json, written_whole
+from lib.files import fingerprint_arrays, load_json, reason, save_json, written_whole
 
 Method = Literal["exact", "fastdtw"]
 Rows = Literal["train", "all"]
@@ -29,6 +29,8 @@ class DTWRecord:
         rows: the rows of the series that the mean days are taken over, the training rows or all of them.
         days: number of whole days averaged.
         fingerprint: SHA-256 of the mean days (`lib.files.fingerprint_arrays`).
+        matrix_fingerprint: SHA-256 of the distances that were written with the record; empty in a record that is not
+            from a file, or from one of an earlier version. Records are equal without it: it follows from the rest.
     """
 
     method: Method
@@ -36,6 +38,11 @@ class DTWRecord:
     rows: Rows
     days: int
     fingerprint: str
+    matrix_fingerprint: str = field(default="", compare=False, repr=False)
+
+    def is_of(self, matrix: NDArray[np.float64]) -> bool:
+        """Return whether the record was written with these distances, and not with those of another call."""
+        return self.matrix_fingerprint == fingerprint_arrays(matrix)
 
 
 def mean_days(flow: NDArray[np.float32], steps_per_day: int, rows: int) -> NDArray[np.float64]:
@@ -183,24 +190,35 @@ def _wavefront(first: NDArray[np.float32], second_reversed: NDArray[np.float32])
 def save_dtw(matrix_path: Path, record_path: Path, matrix: NDArray[np.float64], record: DTWRecord) -> None:
     """Write a DTW matrix (N, N) as npy and its record as JSON.
 
-    The record comes last, and an earlier one goes first: a matrix never stands beside the record of another.
+    A call that is broken off, or two at once, may leave a matrix beside the record of another: its fingerprint tells.
 
     Raises:
         InputError: a file cannot be written.
     """
-    with written_whole(matrix_path) as partial:
-        with partial.open("wb") as handle:
-            np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(matrix))
-            handle.write(matrix.tobytes("A"))  # np.save would not notice that the disk is full
-        record_path.unlink(missing_ok=True)
-    save_json(record_path, asdict(record))
+    with written_whole(matrix_path) as partial, partial.open("wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(matrix))
+        handle.write(matrix.tobytes("A"))  # np.save would not notice that the disk is full
+    save_json(record_path, asdict(replace(record, matrix_fingerprint=fingerprint_arrays(matrix))))
 
 
 def load_dtw(matrix_path: Path, record_path: Path, num_nodes: int) -> tuple[NDArray[np.float64], DTWRecord]:
     """Read a DTW matrix (N, N) and its record.
 
     Raises:
-        InputError: a file is missing or damaged, or the matrix is not one of distances between `num_nodes` sensors.
+        InputError: a file is missing or damaged, the matrix is not one of distances between `num_nodes` sensors, or
+            the two were not written together.
+    """
+    matrix, record = load_dtw_matrix(matrix_path, num_nodes), load_dtw_record(record_path)
+    if not record.is_of(matrix):
+        raise InputError(f"{matrix_path}: found other distances than those of {record_path.name}, expected its own")
+    return matrix, record
+
+
+def load_dtw_matrix(matrix_path: Path, num_nodes: int) -> NDArray[np.float64]:
+    """Read a DTW matrix (N, N).
+
+    Raises:
+        InputError: the file is missing or damaged, or not one of distances between `num_nodes` sensors.
     """
     matrix = _load_matrix(matrix_path)
     if matrix.shape != (num_nodes, num_nodes):
@@ -221,7 +239,7 @@ def load_dtw(matrix_path: Path, record_path: Path, num_nodes: int) -> tuple[NDAr
                 f"{matrix_path}: found entries that are {found}, the first is {matrix[row, column]:g} "
                 f"at row {row}, column {column}; expected {expected}"
             )
-    return matrix, load_dtw_record(record_path)
+    return matrix
 
 
 def _load_matrix(path: Path) -> NDArray[np.float64]:
@@ -246,8 +264,9 @@ def load_dtw_record(path: Path) -> DTWRecord:
         InputError: the file is missing or damaged, or not such a record.
     """
     content = load_json(path)
-    names = [field.name for field in fields(DTWRecord)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names):
+    names = [item.name for item in fields(DTWRecord)]
+    required = {item.name for item in fields(DTWRecord) if item.default is MISSING}
+    if not isinstance(content, dict) or not required <= set(content) <= set(names):
         found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{path}: found {found or 'nothing'}, expected the keys {', '.join(names)}")
     record = DTWRecord(**content)
@@ -258,6 +277,7 @@ def load_dtw_record(path: Path) -> DTWRecord:
     for key, least in (("radius", 0 if record.method == "exact" else 1), ("days", 1)):
         if type(content[key]) is not int or content[key] < least:
             raise InputError(f"{path}: key '{key}': found {content[key]!r}, expected a whole number from {least}")
-    if not isinstance(record.fingerprint, str):
-        raise InputError(f"{path}: key 'fingerprint': found {record.fingerprint!r}, expected hexadecimal digits")
+    for key in ("fingerprint", "matrix_fingerprint"):
+        if not isinstance(found := getattr(record, key), str):
+            raise InputError(f"{path}: key '{key}': found {found!r}, expected hexadecimal digits")
     return record

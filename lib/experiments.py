@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lib.acceleration import accelerate
 from lib.baselines import score_baselines, targets
 from lib.checkpoints import BEST, CARRIED, LAST, Restorer, load_checkpoint, restored
 from lib.config import Config, load_config
@@ -36,6 +37,7 @@ from lib.reporting import (
     save_metrics,
     save_patch_positions,
     save_predictions,
+    score_text,
 )
 from lib.training import Trainer
 
@@ -51,10 +53,11 @@ def run_name(config: Config, name: str | None) -> str:
     Raises:
         InputError: the name is more than a name.
     """
-    chosen = name or f"{config.model.variant}-seed{config.training.seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    if Path(chosen).name != chosen or chosen.startswith("."):
-        raise InputError(f"--name: found {chosen!r}, expected a name without '/' that does not start with '.'")
-    return chosen
+    if name is None:
+        return f"{config.model.variant}-seed{config.training.seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    if not name or Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name: found {name!r}, expected a name without '/' that does not start with '.'")
+    return name
 
 
 @contextmanager
@@ -144,9 +147,14 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
     checkpoint = load_checkpoint(folder / BEST)
     prepared = _matching_prepared(config, checkpoint, folder / BEST)
     model = restored(folder / BEST, checkpoint, restore_model).to(device).eval()
-    return Run(
-        folder, config, prepared, Windows(prepared, config.data.num_for_predict, calendar(config), device), model
-    )
+    accelerate(model, config.runtime, device)
+    return Run(folder, config, prepared, windows_for(config, prepared, device), model)
+
+
+def windows_for(config: Config, prepared: Prepared, device: torch.device) -> Windows:
+    """Return the windows of a prepared series for models on a device."""
+    on_host = config.runtime.data == "host"
+    return Windows(prepared, config.data.num_for_predict, calendar(config), device, on_host)
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,7 @@ def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | 
     config = _load_settings(folder)
     checkpoint = load_checkpoint(folder / LAST)
     configure_cpu(checkpoint["threads"])  # another number of threads adds up in another order
-    device = choose_device(device_name or config.runtime.device)
+    device = choose_device(config.runtime.device if device_name is None else device_name)
     prepared = _matching_prepared(config, checkpoint, folder / LAST)
     model = restored(folder / LAST, checkpoint, restore_model)
     extra = {key: checkpoint[key] for key in CARRIED}
@@ -225,16 +233,20 @@ def _trainer(
         save_log(folder, history)
         print(epoch_line(history[-1]), flush=True)
 
-    windows = Windows(prepared, config.data.num_for_predict, calendar(config), device)
+    size, at_once = config.training.batch_size, config.runtime.micro_batch
+    if 0 < at_once < size:
+        print(f"effective batch: {size} samples a step of the optimiser, computed {at_once} at a time")
+    accelerate(model.to(device), config.runtime, device)
     return Trainer(
-        model.to(device),
-        windows,
+        model,
+        windows_for(config, prepared, device),
         prepared.label_starts,
         config.training,
         folder,
         extra,
         report,
         checkpoint_seconds=60 * config.runtime.checkpoint_minutes,
+        micro_batch=at_once,
     )
 
 
@@ -242,7 +254,7 @@ def epoch_line(entry: Mapping[str, Any]) -> str:
     """Return what the screen shows of an epoch."""
     return (
         f"epoch {entry['epoch']:3d}  {entry['stage']:15s}  train {entry['train_loss']:.4f}  "
-        f"val {entry['val_loss']:.4f}  val MAE {entry['val_mae']:.3f}  {entry['seconds']:.1f} s"
+        f"val {entry['val_loss']:.4f}  val MAE {score_text(entry['val_mae'])}  {entry['seconds']:.1f} s"
         f"{'  best' if entry['best'] else ''}"
     )
 
@@ -279,7 +291,7 @@ def report_test(experiment: Experiment) -> list[Path]:
     trainer, prepared, config = experiment.trainer, experiment.prepared, experiment.config
     tested = trainer.test()
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
-    baselines = score_baselines(prepared, "test", horizon, config.data.steps_per_day)
+    baselines = score_baselines(prepared, "test", horizon, calendar(config))
     best: Mapping[str, Any] = next((entry for entry in reversed(trainer.progress.history) if entry["best"]), {})
     assert tested.forecast is not None
     metrics = {
@@ -292,7 +304,7 @@ def report_test(experiment: Experiment) -> list[Path]:
         "best_val_mae": best.get("val_mae"),
         # Two results compare only when their targets are the same.
         "test_set": {
-            "fingerprint": fingerprint_arrays(prepared.flow, starts, np.array(horizon)),
+            "fingerprint": fingerprint_arrays(prepared.truth, starts, np.array(horizon)),
             "samples": len(starts),
             "first_label_start": int(starts[0]),
             "last_label_start": int(starts[-1]),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def training_curve(history: Sequence[Mapping[str, Any]], unit: str) -> Figure:
 def error_by_horizon(scores: Mapping[str, Sequence[Scores]], minutes_per_step: float, unit: str) -> Figure:
     """Draw the MAE at each horizon of the model (the first entry) and of the baselines."""
     figure, axes = new_figure()
-    for (name, by_horizon), colour, marker in zip(scores.items(), COLOURS, "os^vDP", strict=False):
+    colours = (*COLOURS, "#000000", "#999999")
+    for (name, by_horizon), colour, marker in zip(scores.items(), cycle(colours), cycle("os^vDPX*")):
         ahead = minutes_per_step * np.arange(1, len(by_horizon) + 1)
         axes.plot(ahead, [step["mae"] or 0.0 for step in by_horizon], f"{marker}-", color=colour, label=name)
     axes.set_ylim(bottom=0)

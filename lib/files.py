@@ -1,5 +1,6 @@
 """Reading and writing files so that nothing is lost: whole or not at all, never a pickle, inputs with fingerprints."""
 
+import errno
 import hashlib
 import json
 import os
@@ -51,6 +52,45 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it has its final name, or was never made
             partial.unlink()
+
+
+def check_writable(path: Path, place: str, *inputs: Path | None) -> None:
+    """Check, before any work, that a file of that name can be written in the end and replaces none that is read.
+
+    Args:
+        path: of the file; folders above it need not be there yet.
+        place: where the user gave the name, for the message, such as `--output`.
+        inputs: files that are read.
+
+    Raises:
+        InputError: it is a folder, or one of the inputs, or there can be no such file.
+    """
+    check_unused(path, place, *inputs)
+    folder = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with suppress(FileNotFoundError):
+            path.stat()  # finds a file among the folders, and a name that is too long
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        found = f"found {path}, which cannot be written ({reason(error)})"
+        raise InputError(f"{place}: {found}, expected a file that can") from None
+
+
+def check_unused(path: Path, place: str, *inputs: Path | None) -> None:
+    """Check that a file to write is none of those that are read, under whatever name.
+
+    Raises:
+        InputError: it is one of them; `place`, where its name is from, begins the message.
+    """
+    for taken in inputs:
+        if taken is not None and (
+            os.path.realpath(path) == os.path.realpath(taken)
+            or (os.path.exists(path) and os.path.exists(taken) and path.samefile(taken))
+        ):
+            raise InputError(f"{place}: found {path}, which is in use, expected a file of its own")
 
 
 def fingerprint(path: Path) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lib.checkpoints import BEST, Restorer, load_checkpoint, restored
 from lib.config import Config, parse_config
-from lib.data import FLOW, Scaling, read_series
+from lib.data import FLOW, Scaling, missing_values, read_series
 from lib.devices import choose_device, configure_cpu
 from lib.errors import InputError, nearest
 from lib.files import written_whole
@@ -90,7 +90,7 @@ class History:
 
     Attributes:
         path: the file.
-        flow: (T, N) vehicles a step, NaN where the file has no value.
+        flow: (T, N) vehicles a step, NaN where it is missing.
         sensors: (N,) names, in the model's order.
         first_step: the number of the first step in the file, counted from 0.
         start: the time of the file's first step, where it has times.
@@ -118,17 +118,20 @@ def read_history(path: Path, forecaster: Forecaster, steps: int) -> History:
     """Read the last steps of a PEMS npz archive or a sensor table, or all where there are fewer.
 
     The columns of a table are found by the ids of the forecaster's sensors, and go by position where it has none, as
-    the sensors of an archive do. Steps that are absent from a table are gaps.
+    the sensors of an archive do. Steps that are absent from a table are gaps, and flows of 0 are where the run was
+    trained with [Data] missing = zero_is_missing.
 
     Raises:
         InputError: the file is not as it should be, or its sensors are not those of the forecaster.
     """
     data, ids = forecaster.config.data, forecaster.sensor_ids
     if not is_table(path):
-        flow = read_series(path, data.num_of_vertices, gaps=True)[:, :, FLOW]
+        series = read_series(path, data.num_of_vertices, gaps=True)
         names = ids or tuple(map(str, range(data.num_of_vertices)))
-        first = max(0, len(flow) - steps)
-        return History(path, flow[first:].astype(np.float64), names, first, None, data.points_per_hour)
+        first = max(0, len(series) - steps)
+        flow = series[first:, :, FLOW].astype(np.float64)
+        flow[missing_values(flow, data.missing)] = np.nan
+        return History(path, flow, names, first, None, data.points_per_hour)
 
     table = read_table(path)
     columns: Sequence[int] = range(len(table.sensors))
@@ -141,6 +144,7 @@ def read_history(path: Path, forecaster: Forecaster, steps: int) -> History:
     kept = step_of_row >= first
     flow = np.full((int(step_of_row[-1]) + 1 - first, data.num_of_vertices), np.nan)
     flow[step_of_row[kept] - first] = table.values[kept][:, columns]
+    flow[missing_values(flow, data.missing)] = np.nan
     return History(path, flow, ids or table.sensors, first, table.time(0), data.points_per_hour)
 
 
@@ -252,14 +256,9 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], step_of_w
 
 def score_known(forecast: NDArray[np.float32], truth: NDArray[np.float64]) -> ForecastErrors:
     """Return the errors of a forecast (N, P) by horizon, over the sensors whose truth (N, P) is not NaN."""
-    by_step = []
-    for step in range(truth.shape[1]):
-        known = ~np.isnan(truth[:, step])
-        errors = ForecastErrors.zero(1)
-        pair = (torch.from_numpy(flow[known, step].reshape(1, -1, 1)) for flow in (forecast, truth))
-        errors.update(*pair)
-        by_step.append(vars(errors).values())
-    return ForecastErrors(*(torch.cat(totals) for totals in zip(*by_step, strict=True)))
+    errors = ForecastErrors.zero(truth.shape[1])
+    errors.update(torch.from_numpy(forecast)[None], torch.from_numpy(truth)[None])
+    return errors
 
 
 def save_forecast(path: Path, history: History, forecast: NDArray[np.float32]) -> None:

@@ -1,8 +1,11 @@
 """Forecast errors, kept as sums and counts by horizon, so that no batch size can bias them."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SCORES = ("mae", "rmse", "mape", "mae_nonzero", "rmse_nonzero")
@@ -15,7 +18,8 @@ class ForecastErrors:
     """Sums of errors over all samples and sensors, each (P,), by horizon.
 
     MAE and RMSE are over all targets, MAPE (in percent) over the targets that are not 0, as the paper's code has them;
-    `mae_nonzero` and `rmse_nonzero` leave targets of 0 out too, as most other papers do.
+    `mae_nonzero` and `rmse_nonzero` leave targets of 0 out too, as most other papers do. Targets that are missing count
+    nowhere.
     """
 
     count: Tensor
@@ -33,16 +37,18 @@ class ForecastErrors:
         return cls(*(torch.zeros(horizon, dtype=precision, device=device) for _ in range(7)))
 
     def update(self, forecast: Tensor, target: Tensor) -> None:
-        """Count forecasts (B, N, P) of targets (B, N, P), both in raw units."""
+        """Count forecasts (B, N, P) of targets (B, N, P), both in raw units; targets that are NaN are missing."""
         precision = self.absolute.dtype
-        error = (forecast.to(precision) - target.to(precision)).abs()
+        known = ~target.isnan()
+        target = target.to(precision).where(known, 0)
+        error = (forecast.to(precision) - target).abs().where(known, 0)
         nonzero = (target != 0).to(precision)
         over = (0, 1)
-        self.count += error.shape[0] * error.shape[1]
+        self.count += known.sum(over)
         self.nonzero_count += nonzero.sum(over)
         self.absolute += error.sum(over)
         self.squared += error.square().sum(over)
-        self.relative += (nonzero * error / target.to(precision).abs().clamp_min(1e-30)).sum(over)
+        self.relative += (nonzero * error / target.abs().clamp_min(1e-30)).sum(over)
         self.nonzero_absolute += (nonzero * error).sum(over)
         self.nonzero_squared += (nonzero * error.square()).sum(over)
 
@@ -79,3 +85,17 @@ class ForecastErrors:
             "mae_nonzero": mean(nonzero_absolute, nonzero_count),
             "rmse_nonzero": root(mean(nonzero_squared, nonzero_count)),
         }
+
+
+def absolute_errors(
+    forecast: NDArray[np.float32], target: NDArray[np.float32], axis: int | tuple[int, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return sum and count over some axes of |forecast - target|, where the target is not NaN."""
+    known = ~np.isnan(target)
+    errors = np.where(known, np.abs(forecast - target), 0)
+    return errors.sum(axis=axis, dtype=np.float64), known.sum(axis=axis)
+
+
+def mean_or_nan(total: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the means of sums and counts, NaN where nothing counted."""
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

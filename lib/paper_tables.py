@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from lib.baselines import BASELINES, PERCEPTRON_SETTINGS
 from lib.config import Config, load_config
 from lib.errors import InputError
 from lib.files import load_json
 from lib.metrics import Scores
-from lib.reporting import METRICS
+from lib.reporting import METRICS, model_name
 
 SCORES = ("mae", "rmse", "mape")
 HORIZONS = (3, 6, 12)  # steps ahead of the second table
+VARIANTS = ("stid", "released", "described", "enhanced")  # in the order of their rows
+ALWAYS = ("released", "described")  # of the paper: their rows stay open until they are measured
 # Footnotes: how a row's MAE and RMSE count targets of 0. MAPE leaves them out everywhere.
 COUNTINGS = {"yes": "a", "no": "b", "not stated": "c"}
 FOOTNOTES = {
@@ -86,8 +89,9 @@ def read_published(path: Path, datasets: Sequence[str]) -> list[Row]:
 def collect(config_path: Path, experiments: Path) -> Collection:
     """Collect the finished runs of a data set whose settings are those of its configuration, and its baselines.
 
-    Seed, variant (with its graph rules) and what is under [Runtime] may differ; a run that differs in anything else, or
-    was tested on other targets than the first, is left out, and it is said.
+    Seed, variant (with its graph rules) and what is under [Runtime] may differ, and the variant `stid` has the settings
+    that it is given as a baseline; a run that differs in anything else, or was tested on other targets than the first,
+    is left out, and it is said.
     """
     base = load_config(config_path)
     dataset = base.data.dataset_name
@@ -96,7 +100,9 @@ def collect(config_path: Path, experiments: Path) -> Collection:
     test_set: tuple[str, Path] | None = None
     for path in sorted((experiments / dataset).glob(f"*/{METRICS}")):
         run = load_config(path.parent / "settings.ini")
-        wanted = load_config(config_path, [f"Model.variant={run.model.variant}", f"Training.seed={run.training.seed}"])
+        variant = run.model.variant
+        own = PERCEPTRON_SETTINGS if variant == "stid" else (f"Model.variant={variant}",)
+        wanted = load_config(config_path, [*own, f"Training.seed={run.training.seed}"])
         metrics = load_json(path)
         found = metrics["test_set"]["fingerprint"]
         test_set = test_set or (found, path.parent)
@@ -105,7 +111,7 @@ def collect(config_path: Path, experiments: Path) -> Collection:
         elif found != test_set[0]:
             left_out.append(f"{path.parent.name}: tested on other targets than {test_set[1].name}")
         else:
-            groups.setdefault(run.model.variant, []).append(metrics)
+            groups.setdefault(variant, []).append(metrics)
 
     rows = _rows(groups, dataset, lambda scores: scores["overall"])
     by_horizon = {
@@ -132,15 +138,16 @@ def _rows(
 ) -> list[Row]:
     """Return two rows for each baseline and variant: with targets of 0 counted, and left out."""
     rows = []
-    first: dict[str, Any] = next(iter(groups.values()), [{"baselines": {}}])[0]
+    baselines = {name: scores for runs in groups.values() for run in runs for name, scores in run["baselines"].items()}
     for zeros, names in (("yes", SCORES), ("no", ("mae_nonzero", "rmse_nonzero", "mape"))):
-        for name, baseline in first["baselines"].items():
-            scores = _means([select(baseline)], names)
+        for name in (name for name in BASELINES if name in baselines):
+            scores = _means([select(baselines[name])], names)
             rows.append(Row(name, dataset, zeros, None, scores, ""))
-        for variant in ("released", "described"):
+        for variant in (variant for variant in VARIANTS if variant in groups or variant in ALWAYS):
             runs = groups.get(variant, [])
             scores = _means([select(run["test"]) for run in runs], names)
-            rows.append(Row(f"DTG-LKNet, {variant}", dataset, zeros, len(runs), scores, ""))
+            name = model_name(variant) if variant == "stid" else f"{model_name(variant)}, {variant}"
+            rows.append(Row(name, dataset, zeros, len(runs), scores, ""))
     return rows
 
 

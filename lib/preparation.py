@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lib.config import Config
 from lib.data import Calendar, Prepared, WindowShape, load_prepared, materialize, prepare, read_series, save_prepared
-from lib.dtw import DTWRecord, Method, Rows, dtw_matrix, load_dtw, load_dtw_record, mean_days, save_dtw
+from lib.dtw import DTWRecord, Method, Rows, dtw_matrix, load_dtw_matrix, load_dtw_record, mean_days, save_dtw
 from lib.errors import InputError
-from lib.files import fingerprint, fingerprint_arrays
+from lib.files import check_unused, check_writable, fingerprint, fingerprint_arrays
 from lib.graphs import Graphs, Links, build_graphs, read_links
 from lib.tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
 
@@ -98,37 +98,48 @@ def unlinked_sensors(config: Config, links: Links) -> list[str]:
 def series_for(config: Config) -> NDArray[Any]:
     """Read and check the series (T, N, F) of a configuration, from an npz archive or a table.
 
+    It is finite where [Data] missing = error, and may have NaN elsewhere.
+
     Raises:
         InputError: the series is not as it should be.
     """
-    data = config.data
+    data, gaps = config.data, config.data.missing != "error"
     if not is_table(data.graph_signal_matrix_filename):
-        return read_series(data.graph_signal_matrix_filename, data.num_of_vertices)
+        return read_series(data.graph_signal_matrix_filename, data.num_of_vertices, gaps)
     table = read_table(data.graph_signal_matrix_filename)
-    return regular_series(table, data.num_of_vertices, data.points_per_hour, data.start)
+    return regular_series(table, data.num_of_vertices, data.points_per_hour, data.start, gaps)
 
 
 def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     """Read and check the series, write the prepared file, and if asked the materialised windows as well.
 
     Raises:
-        InputError: the series is not as it should be, or the windows would replace a file that the configuration
-            names; nothing is written then.
+        InputError: the series is not as it should be, or a file to write would replace one that the configuration
+            names, or the windows have missing values; nothing is written then.
     """
     source = config.data.graph_signal_matrix_filename
+    inputs = _input_files(config)
+    check_unused(config.prepared_path, f"{config.source} [Data] dataset_name", *inputs)
     if materialized is not None:
-        taken = (config.source, source, config.data.adj_filename, config.prepared_path)
-        if materialized.resolve() in [path.resolve() for path in taken]:
-            raise InputError(f"--materialize: found {materialized}, which is in use, expected a file of its own")
+        check_writable(materialized, "--materialize", config.prepared_path, *inputs)
     series = series_for(config)
+    sensors = table_sensors(config) if is_table(source) else None
     try:
-        prepared = prepare(series, window_shape(config), fingerprint(source))
+        prepared = prepare(series, window_shape(config), fingerprint(source), config.data.missing, sensors)
     except InputError as error:
         raise InputError(f"{source} data: {error}") from None
+    if materialized is not None and (prepared.missing is not None or np.isnan(series).any()):
+        raise InputError(f"--materialize: found missing values in {source}, expected none, as its format knows none")
     save_prepared(config.prepared_path, prepared)
     if materialized is not None:
         materialize(materialized, series, prepared, config.data.num_for_predict)
     return prepared
+
+
+def _input_files(config: Config) -> tuple[Path | None, ...]:
+    """Return the files that no other may be written over."""
+    data = config.data
+    return (config.source, data.graph_signal_matrix_filename, data.adj_filename, data.id_filename)
 
 
 def prepared_for(config: Config) -> Prepared:
@@ -138,7 +149,8 @@ def prepared_for(config: Config) -> Prepared:
         prepared = load_prepared(path)
         same_windows = np.array_equal(prepared.offsets, window_shape(config).offsets)
         same_sensors = prepared.flow.shape[1] == config.data.num_of_vertices
-        if same_windows and same_sensors and prepared.source_fingerprint == fingerprint(source):
+        same_rule = prepared.missing_rule == config.data.missing
+        if same_windows and same_sensors and same_rule and prepared.source_fingerprint == fingerprint(source):
             return prepared
         print(f"{path} is stale: it was made from another series or setting, making it anew")
     else:
@@ -149,7 +161,13 @@ def prepared_for(config: Config) -> Prepared:
 def make_distance(
     config: Config, prepared: Prepared, method: Method, radius: int, rows: Rows
 ) -> tuple[NDArray[np.float64], DTWRecord]:
-    """Compute the DTW distances (N, N) between the sensors' mean days, and write them with their record."""
+    """Compute the DTW distances (N, N) between the sensors' mean days, and write them with their record.
+
+    Raises:
+        InputError: there is not one whole day, or the files would replace one that the configuration names.
+    """
+    for path in (config.dtw_path, config.dtw_record_path):
+        check_unused(path, f"{config.source} [Data] dataset_name", *_input_files(config))
     days, record = _mean_days_and_record(config, prepared, method, radius, rows)
     matrix = dtw_matrix(days, method, radius)
     save_dtw(config.dtw_path, config.dtw_record_path, matrix, record)
@@ -173,9 +191,13 @@ def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
         print(f"{missing[0]} is missing: making it")
     else:
         record = load_dtw_record(config.dtw_record_path)
+        found = f"found {record}, expected {wanted}"
         if record == wanted:
-            return load_dtw(config.dtw_path, config.dtw_record_path, config.data.num_of_vertices)[0]
-        print(f"{config.dtw_path} is stale: found {record}, expected {wanted}, making it anew")
+            matrix = load_dtw_matrix(config.dtw_path, config.data.num_of_vertices)
+            if record.is_of(matrix):
+                return matrix
+            found = f"found other distances than those of {config.dtw_record_path.name}"
+        print(f"{config.dtw_path} is stale: {found}, making it anew")
     return make_distance(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)[0]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lib.config import Config
 from lib.figures import COLOURS, DPI, HORIZONS
@@ -20,7 +21,6 @@ from lib.reporting import (
     DAYS_DRAWN,
     LOG,
     METRICS,
-    MODEL,
     PATCH_POSITIONS,
     PREDICTIONS,
     TITLES,
@@ -28,6 +28,7 @@ from lib.reporting import (
     forecasts_scored,
     load_results,
     make_figures,
+    model_name,
     score_text,
 )
 
@@ -67,7 +68,7 @@ pre { overflow-x: auto; background: #f5f5f5; padding: 0.8rem; }
 summary { cursor: pointer; }
 svg { width: 100%; height: auto; }
 svg text { font-size: 13px; fill: #1a1a1a; }
-svg path { fill: none; stroke-width: 1.3; }
+svg path { fill: none; stroke-width: 1.3; stroke-linecap: round; }
 svg .axis { stroke: #888; stroke-width: 1; }
 svg .grid { stroke: #e4e4e4; stroke-width: 1; }
 svg .cursor { stroke: #1a1a1a; stroke-width: 1; stroke-dasharray: 3 3; }
@@ -104,7 +105,7 @@ function when(step) {
 
 function draw() {
   const shown = data.series.map((_, series) => series).filter(series => switches[series].checked);
-  const values = data.values[picker.selectedIndex].flat().map(number => number / data.scale);
+  const values = data.values[picker.selectedIndex].flat().map(number => number / data.scale);  // null counts as 0
   const low = values.reduce((a, b) => Math.min(a, b), 0), high = values.reduce((a, b) => Math.max(a, b), low + 1e-9);
   const y = number => bottom - (bottom - top_) * (number - low) / (high - low);
   drawing.replaceChildren();
@@ -130,14 +131,18 @@ function draw() {
   add("text", {transform: `translate(14 ${(top_ + bottom) / 2}) rotate(-90)`, "text-anchor": "middle"}, data.unit);
   for (const series of shown) {
     const offset = data.series[series].offset;
-    const points = data.values[picker.selectedIndex][series].map((_, index) =>
-      x(index + offset).toFixed(1) + " " + y(flow(series, index + offset)).toFixed(1));
-    if (points.length) add("path", {class: "series" + series, d: "M" + points.join("L")});
+    let line = "", pen = "M";  // a curve breaks where the truth is missing; a point alone is a line to itself
+    data.values[picker.selectedIndex][series].forEach((number, index, all) => {
+      const point = x(index + offset).toFixed(1) + " " + y(number / data.scale).toFixed(1);
+      if (number !== null) line += pen + point + (pen === "M" && (all[index + 1] ?? null) === null ? "L" + point : "");
+      pen = number === null ? "M" : "L";
+    });
+    if (line) add("path", {class: "series" + series, d: line});
   }
   const step = Number(time.value);
   add("line", {class: "cursor", x1: x(step), x2: x(step), y1: top_, y2: bottom});
   readout.textContent = when(step) + ": " + shown.map(series => data.series[series].name + " " +
-    (value(series, step) === undefined ? "-" : flow(series, step).toFixed(1))).join(", ");
+    ((value(series, step) ?? null) === null ? "-" : flow(series, step).toFixed(1))).join(", ");
   const name = picker.selectedOptions[0].textContent;
   drawing.setAttribute("aria-label", "forecast against truth, " + name);
   drawing.dataset.sensor = picker.value;
@@ -183,7 +188,7 @@ def page_of(results: Results, figures: Sequence[Path], days: int, first_day: int
         InputError: environment.json is missing or damaged, or there is no such day.
     """
     metrics = results.metrics
-    title = f"{MODEL} on {metrics['dataset']}: {results.folder.name}"
+    title = f"{model_name(metrics['variant'])} on {metrics['dataset']}: {results.folder.name}"
     sections = {
         "Results": _results(results),
         "Forecast against truth": _explorer(results, days, first_day),
@@ -255,14 +260,13 @@ def _results(results: Results) -> str:
     steps = enumerate(metrics["test"]["by_horizon"], start=1)
     by_horizon = [_score_row(f"{step * results.minutes:g} min", scores) for step, scores in steps]
     errors = results.sensor_errors()
-    worst = [
-        (results.sensor_name(sensor), f"{errors[sensor]:.3f}") for sensor in np.argsort(-errors, kind="stable")[:5]
-    ]
+    ranked = [sensor for sensor in np.argsort(-errors, kind="stable") if np.isfinite(errors[sensor])]
+    worst = [(results.sensor_name(sensor), f"{errors[sensor]:.3f}") for sensor in ranked[:5]]
     return (
         _table("This run", ("", ""), facts.items(), "text")
         + f"<p>Errors on the test split; MAE and RMSE in {escape(results.unit)}. MAPE leaves out targets of 0.</p>"
         + _table("All horizons together", ("forecast", *TITLES.values()), overall)
-        + _table(f"{MODEL} by horizon", ("horizon", *TITLES.values()), by_horizon)
+        + _table(f"{model_name(metrics['variant'])} by horizon", ("horizon", *TITLES.values()), by_horizon)
         + _table("Sensors of greatest error", ("sensor", "MAE"), worst)
     )
 
@@ -327,9 +331,10 @@ def forecasts_embedded(results: Results, days: int, first_day: int) -> dict[str,
 
     Returns:
         `sensors`, positions; `series`, each with its name and `offset`, the steps between the first truth and its first
-        value; `values[sensor][series]`, which times 1 / `scale` are in `unit`; `first_minute`, the time of the first
-        truth, since 1970 in local time where `clock` is true and since the series' first step where not; `steps` of
-        `minutes_per_step`. With too many sensors for one page they are some, evenly spaced by position.
+        value; `values[sensor][series]`, which times 1 / `scale` are in `unit`, None where the truth is missing;
+        `first_minute`, the time of the first truth, since 1970 in local time where `clock` is true and since the
+        series' first step where not; `steps` of `minutes_per_step`. With too many sensors for one page they are some,
+        evenly spaced by position.
 
     Raises:
         InputError: there is no such day.
@@ -342,9 +347,9 @@ def forecasts_embedded(results: Results, days: int, first_day: int) -> dict[str,
     sensors = np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(np.int64))
     truth = results.target[drawn, :, 0][:, sensors]  # (steps, sensors)
     ahead = [results.forecast[drawn, :, horizon - 1][: max(0, steps - horizon + 1), sensors] for horizon in horizons]
-    peak = max((float(np.abs(part).max()) for part in (truth, *ahead) if part.size), default=0.0)
+    peak = max((float(np.nan_to_num(np.abs(part)).max()) for part in (truth, *ahead) if part.size), default=0.0)
     scale = 10.0 ** math.floor(math.log10(LARGEST_VALUE / peak)) if peak > 0 else 1.0
-    whole = [np.rint(part.astype(np.float64) * scale).astype(np.int64).T.tolist() for part in (truth, *ahead)]
+    whole = [_whole_numbers(part.T.astype(np.float64) * scale) for part in (truth, *ahead)]
     names = [("truth", 0), *((f"{horizon * results.minutes:g} min ahead", horizon - 1) for horizon in horizons)]
     start, first = results.config.data.start, int(results.label_starts[drawn.start])
     epoch = datetime(1970, 1, 1)
@@ -361,11 +366,17 @@ def forecasts_embedded(results: Results, days: int, first_day: int) -> dict[str,
     }
 
 
+def _whole_numbers(values: NDArray[np.float64]) -> list[list[int | None]]:
+    """Return numbers as the nearest integers, None for NaN, which JSON has no word for."""
+    return [[None if math.isnan(value) else round(value) for value in row] for row in values.tolist()]
+
+
 def _explorer(results: Results, days: int, first_day: int) -> str:
     content = forecasts_embedded(results, days, first_day)
     errors = results.sensor_errors()
     options = "".join(
-        f'<option value="{sensor}">{escape(results.sensor_name(sensor))}, MAE {errors[sensor]:.2f}</option>'
+        f'<option value="{sensor}">{escape(results.sensor_name(sensor))}, '
+        f"{'no truth' if np.isnan(errors[sensor]) else f'MAE {errors[sensor]:.2f}'}</option>"
         for sensor in content["sensors"]
     )
     switches = "".join(

@@ -35,12 +35,11 @@ from lib.figures import (
 )
 from lib.files import load_json, load_npz, save_json, save_npz, written_whole
 from lib.graphs import Links, adjacency_matrix, hop_distances, topology_mask
-from lib.metrics import SCORES, ForecastErrors, Scores
+from lib.metrics import SCORES, ForecastErrors, absolute_errors, mean_or_nan
 from lib.preparation import links_for, wanted_record, window_shape
 from lib.receptive_field import evenly_spaced
 
 METRICS, PREDICTIONS, LOG, PATCH_POSITIONS = "metrics.json", "predictions.npz", "log.jsonl", "patch_positions.npz"
-MODEL = "DTG-LKNet"  # the model's row beside the baselines
 METRICS_KEYS = (  # of metrics.json
     *("dataset", "variant", "seed", "parameters", "epochs", "best_epoch", "best_val_mae"),
     *("test_set", "test", "baselines"),
@@ -61,12 +60,14 @@ def metrics_content(errors: ForecastErrors) -> dict[str, Any]:
     return {"overall": errors.overall(), "by_horizon": errors.by_horizon()}
 
 
-def score_text(value: float | None) -> str:
-    """Return a score as tables show it."""
+def score_text(value: float | tuple[float, float] | None) -> str:
+    """Return a score, or its mean and standard deviation over several runs, as tables show it."""
+    if isinstance(value, tuple):
+        return " ± ".join(map(score_text, value))
     return "-" if value is None else f"{value:.3f}"
 
 
-def table(rows: Mapping[str, Scores], first_column: str) -> str:
+def table(rows: Mapping[str, Mapping[str, float | tuple[float, float] | None]], first_column: str) -> str:
     """Return a Markdown table of scores, a line a row."""
     lines = [[first_column, *TITLES.values()]]
     lines += [[name, *(score_text(scores[metric]) for metric in SCORES)] for name, scores in rows.items()]
@@ -91,16 +92,21 @@ def save_metrics(folder: Path, content: Mapping[str, Any]) -> None:
             writer.writerow([name, "overall", *(scores["overall"][metric] for metric in SCORES)])
 
 
+def model_name(variant: str) -> str:
+    """Return what tables and pages call the model of a run."""
+    return "STID-style MLP" if variant == "stid" else "DTG-LKNet"
+
+
 def forecasts_scored(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores in metrics.json by the name of the forecast, the model first."""
-    return {MODEL: metrics["test"], **metrics["baselines"]}
+    return {model_name(metrics["variant"]): metrics["test"], **metrics["baselines"]}
 
 
 def print_results(metrics: Mapping[str, Any], config: Config) -> None:
     """Print the model's scores by horizon, and the overall scores beside those of the baselines."""
-    minutes = 60 / config.data.points_per_hour
+    minutes, unit = 60 / config.data.points_per_hour, flow_unit(config.data.points_per_hour)
     horizons = {f"{step * minutes:g} min": row for step, row in enumerate(metrics["test"]["by_horizon"], start=1)}
-    print(f"\n{MODEL} on the test split, by horizon ({flow_unit(config.data.points_per_hour)}):\n")
+    print(f"\n{model_name(metrics['variant'])} on the test split, by horizon ({unit}):\n")
     print(table(horizons, "horizon"))
     print("\nAll horizons together:\n")
     print(table({name: scores["overall"] for name, scores in forecasts_scored(metrics).items()}, "forecast"))
@@ -109,7 +115,10 @@ def print_results(metrics: Mapping[str, Any], config: Config) -> None:
 def save_predictions(
     folder: Path, forecast: NDArray[np.float32], target: NDArray[np.float32], label_starts: NDArray[np.int64]
 ) -> None:
-    """Write predictions.npz: `forecast` and `target` (samples, N, P) in raw units, `label_starts` (samples,)."""
+    """Write predictions.npz: `forecast` and `target` (samples, N, P) in raw units, `label_starts` (samples,).
+
+    Targets that are missing are NaN.
+    """
     arrays: dict[str, NDArray[Any]] = {"forecast": forecast, "target": target, "label_starts": label_starts}
     save_npz(folder / PREDICTIONS, arrays, compressed=True)
 
@@ -135,15 +144,15 @@ def save_log(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 @torch.no_grad()
 def save_patch_positions(folder: Path, model: nn.Module, windows: Windows, label_starts: NDArray[np.int64]) -> None:
-    """Write patch_positions.npz, where the patches of a model read the input; nothing for regular patches.
+    """Write patch_positions.npz, where the patches of a model read the input; nothing for regular patches, or none.
 
-    Of a model it needs `model.front_end.patches`, whose `positions(series)` are the reading positions
-    (B, N, M, patch_len) in steps of the input (B, N, L), where they are not regular.
+    Patches are `model.front_end.patches`, whose `positions(series)` are the reading positions (B, N, M, patch_len) in
+    steps of the input (B, N, L), where they are not regular.
 
     The npz holds `mean`, `low` and `high` (M, patch_len), the mean and the 5 % and 95 % quantiles over sensors and
     over samples spread over `label_starts`, and the `label_starts` of these.
     """
-    positions_of = getattr(model.get_submodule("front_end.patches"), "positions", None)
+    positions_of = getattr(dict(model.named_modules()).get("front_end.patches"), "positions", None)
     if positions_of is None:
         return
     model.eval()
@@ -164,7 +173,7 @@ class Results:
         config: its settings.
         metrics: content of metrics.json.
         history: entries of log.jsonl.
-        forecast, target: (samples, N, P), raw units.
+        forecast, target: (samples, N, P), raw units; targets that are missing are NaN.
         label_starts: (samples,), consecutive.
         checkpoint: content of best.pt.
     """
@@ -189,9 +198,8 @@ class Results:
         return 60 / self.config.data.points_per_hour
 
     def sensor_errors(self) -> NDArray[np.float64]:
-        """Return the MAE of each sensor over all samples and horizons, (N,)."""
-        errors: NDArray[np.float64] = np.abs(self.forecast - self.target).mean(axis=(0, 2), dtype=np.float64)
-        return errors
+        """Return the MAE of each sensor over all samples and horizons, (N,); NaN where all its targets are missing."""
+        return mean_or_nan(*absolute_errors(self.forecast, self.target, (0, 2)))
 
     def sensor_name(self, sensor: int) -> str:
         """Return how a sensor is called: by its position, and by its id where the network has ids."""
@@ -232,7 +240,10 @@ def load_results(folder: Path, config: Config) -> Results:
         place = f"{folder / PREDICTIONS} {name}"
         if predictions[name].shape != expected:
             raise InputError(f"{place}: found shape {predictions[name].shape}, expected {expected}")
-        if not np.isfinite(predictions[name]).all():
+        wrong = ~np.isfinite(predictions[name])
+        if name == "target" and config.data.missing != "error":
+            wrong &= ~np.isnan(predictions[name])
+        if wrong.any():
             raise InputError(f"{place}: found values that are not finite, expected numbers only")
     return Results(
         folder,
@@ -250,18 +261,16 @@ def mae_by_time_of_day(
     """Return the MAE by the step of the day of the target, counted from that of the series' first step.
 
     Args:
-        forecast, target: (samples, N, P).
+        forecast, target: (samples, N, P), targets NaN where missing.
         label_starts: (samples,).
         steps_per_day: steps in a day.
 
     Returns:
         (steps_per_day,), in the unit of the forecasts; NaN where there is no target.
     """
-    errors = np.abs(forecast - target).mean(axis=1, dtype=np.float64)  # (samples, P)
+    parts = absolute_errors(forecast, target, axis=1)  # sums and counts, each (samples, P)
     steps = (label_starts[:, None] + np.arange(forecast.shape[2])) % steps_per_day
-    count = np.bincount(steps.ravel(), minlength=steps_per_day)
-    total = np.bincount(steps.ravel(), errors.ravel(), steps_per_day)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean_or_nan(*(np.bincount(steps.ravel(), part.ravel(), steps_per_day) for part in parts))
 
 
 def make_figures(
@@ -297,7 +306,8 @@ def make_figures(
     figures["error_by_horizon"] = error_by_horizon(by_horizon, minutes, unit)
     by_time = mae_by_time_of_day(results.forecast, results.target, results.label_starts, config.data.steps_per_day)
     figures["error_by_time_of_day"] = error_by_time_of_day(by_time, minutes, unit, start)
-    for sensor in sensors or [int(np.argsort(errors)[number // 2])]:
+    median = np.argsort(errors)[np.isfinite(errors).sum() // 2]  # NaN comes last
+    for sensor in sensors or [int(median)]:
         figures[f"forecast_sensor{sensor}"] = forecast_against_truth(
             results.forecast[drawn, sensor],
             results.target[drawn, sensor],
@@ -307,12 +317,9 @@ def make_figures(
             minutes,
             start,
         )
-    by_need: dict[str, Callable[[Results], Figure | None]] = {
-        "error_map": _error_map,
-        "graphs": _graph_matrices,
-        "patch_positions": _patch_displacement,
-        "kernels": _kernel_profiles,
-    }
+    by_need: dict[str, Callable[[Results], Figure | None]] = {"error_map": _error_map}
+    if config.model.variant != "stid":  # which has neither graphs nor patches nor kernels
+        by_need |= {"graphs": _graph_matrices, "patch_positions": _patch_displacement, "kernels": _kernel_profiles}
     for name, draw in by_need.items():
         try:
             figure = draw(results)
@@ -359,7 +366,9 @@ def _own_distance(results: Results) -> NDArray[np.float64]:
 
 def _error_map(results: Results) -> Figure:
     links, hops = _own_links(results)
-    return error_map(road_layout(hops), links.pairs, results.sensor_errors(), results.unit)
+    errors = results.sensor_errors()
+    shown = np.where(np.isnan(errors), -np.inf, errors)  # no dot, and not among the greatest, where nothing is known
+    return error_map(road_layout(hops), links.pairs, shown, results.unit)
 
 
 def _graph_matrices(results: Results) -> Figure:

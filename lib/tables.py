@@ -3,6 +3,7 @@
 import csv
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from lib.files import reason
 CSV, PARQUET = ".csv", ".parquet"
 LAYOUT = "a column of times, then one column a sensor"
 LONGEST_SHOWN = 60  # characters of a faulty cell
+MOST_STEPS_PER_ROW = 10  # of a table where steps are absent
 STEP_TOLERANCE = 0.01  # steps: an hour that no whole number of seconds divides makes times that are rounded
 
 
@@ -86,35 +88,52 @@ def read_table(path: Path) -> SensorTable:
 
 
 def regular_series(
-    table: SensorTable, num_nodes: int, points_per_hour: int, start: datetime | None
+    table: SensorTable, num_nodes: int, points_per_hour: int, start: datetime | None, gaps: bool = False
 ) -> NDArray[np.float64]:
-    """Return the series (T, N, 1) of a table that is fit for training: every step is there, and every value.
+    """Return the series (T, N, 1) of a table: every step is there, and every value.
 
     Args:
         table: the table.
         num_nodes: number of sensors N.
         points_per_hour: time steps in an hour.
         start: the time of the first step, where the settings name it.
+        gaps: take empty cells, and steps between the first row and the last that have none, for NaN.
 
     Raises:
-        InputError: another number of sensors, another start, a time out of step, or an empty cell.
+        InputError: another number of sensors, another start, a time out of step, or an empty cell; with `gaps`, hardly
+            any row for the time that the table covers.
     """
     check_sensor_count(table.path, table.sensors, num_nodes)
     if start is not None and table.time(0) != start:
         raise InputError(
             f"{table.path} row {table.rows[0]}: found the time {table.time(0)}, expected [Data] start = {start}"
         )
+    if gaps:
+        step_of_row = grid_steps(table, points_per_hour)
+        number = int(step_of_row[-1]) + 1
+        if number > MOST_STEPS_PER_ROW * len(step_of_row):  # a slip in a date, which might fill the memory
+            row = int(np.diff(step_of_row).argmax()) + 1
+            raise InputError(
+                f"{table.path} row {table.rows[row]}: found the time {table.time(row)} after {table.time(row - 1)}, "
+                f"expected a row for at least one in {MOST_STEPS_PER_ROW} steps"
+            )
+        series = np.full((number, num_nodes, 1), np.nan)
+        series[step_of_row, :, 0] = table.values
+        return series
     steps = _steps(table, points_per_hour)
     wrong = np.abs(steps - np.arange(len(steps))) > STEP_TOLERANCE
     if wrong.any():
-        row = int(wrong.argmax())
-        raise _out_of_step(table, row, row, points_per_hour)
+        row, hint = int(wrong.argmax()), ""
+        with suppress(InputError):  # where steps are absent, and no time is between two
+            grid_steps(table, points_per_hour)
+            hint = ", or [Data] missing = interpolate"
+        raise InputError(f"{_out_of_step(table, row, row, points_per_hour)}{hint}")
     empty = np.isnan(table.values)
     if empty.any():
         row, sensor = np.argwhere(empty)[0]
         raise InputError(
             f"{table.path}: found {empty.sum()} empty cells, the first in row {table.rows[row]} ({table.time(row)}), "
-            f"column {table.sensors[sensor]!r}, expected a number in each"
+            f"column {table.sensors[sensor]!r}, expected a number in each, or [Data] missing = interpolate"
         )
     return table.values[:, :, None]
 

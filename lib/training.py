@@ -56,7 +56,7 @@ class Progress:
     stage: int = 0  # index into the stages
     epoch: int = 0  # finished epochs of that stage
     batch: int = 0  # finished batches of the epoch after those
-    loss_sum: float = 0.0  # over the samples of these batches
+    loss_sum: float = 0.0  # over the samples of these batches, each by the share of its targets that is known
     seconds: float = 0.0  # that these batches took
     best_loss: float = math.inf
     epochs_without_better: int = 0
@@ -101,6 +101,19 @@ def rollout(model: nn.Module, batch: Batch) -> Tensor:
     return forecast
 
 
+def scaled_errors(forecast: Tensor, batch: Batch) -> Tensor:
+    """Return |forecast - target| of scaled values, (B, N, P); 0 where the target is missing."""
+    difference = forecast - batch.target
+    return (difference if batch.known is None else difference.where(batch.known, 0)).abs()
+
+
+def mean_loss(forecast: Tensor, batch: Batch) -> Tensor:
+    """Return the mean of |forecast - target| over the known targets, on scaled values; 0 where there are none."""
+    if batch.known is None:
+        return F.l1_loss(forecast, batch.target)
+    return scaled_errors(forecast, batch).sum() / batch.known.sum().clamp_min(1)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -123,20 +136,20 @@ def evaluate(
     model.eval()
     horizon = len(windows.target_offsets)
     errors = ForecastErrors.zero(horizon, windows.device)
-    absolute, count = torch.zeros_like(errors.absolute[0]), 0
+    absolute = torch.zeros_like(errors.absolute[0])
     forecasts = []
     with tqdm(total=len(label_starts), desc=description, unit="sample", leave=False, disable=None) as bar:
         for batch in windows.batches(label_starts, batch_size):
             scaled = rollout(model, batch)
-            absolute += (scaled - batch.target).abs().sum(dtype=absolute.dtype)
-            count += batch.target.numel()
+            absolute += scaled_errors(scaled, batch).sum(dtype=absolute.dtype)
             forecast = windows.scaling.to_raw(scaled)
             errors.update(forecast, batch.flow)
             if keep_forecast:
                 forecasts.append(forecast.float().cpu())
             bar.update(len(batch.series))
     kept = torch.cat(forecasts).numpy() if keep_forecast else None
-    return Evaluation(absolute.item() / count, errors, kept)
+    known = windows.known_targets(label_starts)
+    return Evaluation(absolute.item() / max(1, known), errors, kept)
 
 
 class Trainer:
@@ -151,6 +164,7 @@ class Trainer:
         extra: plain values and tensors that both checkpoints carry along, for whoever loads them.
         report: called after each epoch with the entries of all epochs so far.
         checkpoint_seconds: the longest time within an epoch without a checkpoint.
+        micro_batch: samples computed at once; 0 stands for a whole batch.
     """
 
     def __init__(
@@ -163,10 +177,12 @@ class Trainer:
         extra: Mapping[str, Any],
         report: Callable[[list[dict[str, Any]]], None],
         checkpoint_seconds: float,
+        micro_batch: int = 0,
     ) -> None:
         self.model, self.windows, self.label_starts = model, windows, label_starts
         self.config, self.folder, self.extra, self.report = config, folder, extra, report
         self.checkpoint_seconds = checkpoint_seconds
+        self.micro_batch = min(micro_batch or config.batch_size, config.batch_size)
         self.stages = stages(config)
         self.progress = Progress()
         self.random_state: Mapping[str, Any] | None = None  # to go on from, within an epoch
@@ -226,7 +242,7 @@ class Trainer:
         self.save(LAST)
         started = time.perf_counter()
         validated = evaluate(
-            self.model, self.windows, self.label_starts["val"], self.config.batch_size, f"epoch {number} validation"
+            self.model, self.windows, self.label_starts["val"], self.micro_batch, f"epoch {number} validation"
         )
         better = validated.loss < progress.best_loss
         progress.history.append(
@@ -270,7 +286,7 @@ class Trainer:
             saved = started = time.perf_counter()
             for batch in self.windows.batches(order[done:], batch_size):
                 loss = self._step(stage, batch)
-                self.loss_sum += loss * len(batch.series)
+                self.loss_sum += loss * batch.weight
                 progress.batch += 1
                 if progress.batch % check_every == 0 or progress.batch * batch_size >= len(order):
                     first = max(0, progress.batch - check_every)
@@ -285,22 +301,27 @@ class Trainer:
                 bar.update(len(batch.series))
                 if not bar.disable and bar.n == bar.last_print_n:  # only when the bar is drawn: .item() waits
                     bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        return self.loss_sum.item() / len(order)
+        known = max(1, self.windows.known_targets(order.numpy()))
+        return self.loss_sum.item() / (known / self.windows.targets_per_sample)
 
     def _step(self, stage: Stage, batch: Batch) -> Tensor:
         """Take one step of the optimiser and return the loss, still on the device."""
-        forecast = (
-            rollout(self.model, batch)
-            if stage.through_rollout
-            else self.model(batch.series, batch.teacher, batch.step_of_week)
-        )
-        loss = F.l1_loss(forecast, batch.target)
         self._set_learning_rate(stage)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = torch.zeros((), device=self.windows.device)
+        for part in batch.split(self.micro_batch):
+            part_loss = self._loss(stage, part) * (part.weight / batch.weight)
+            part_loss.backward()
+            loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm or math.inf)
         self.optimizer.step()
-        return loss.detach() + 0 * norm  # not finite where the gradient is not
+        return loss + 0 * norm  # not finite where the gradient is not
+
+    def _loss(self, stage: Stage, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, by the forecast of this stage."""
+        if stage.through_rollout:
+            return mean_loss(rollout(self.model, batch), batch)
+        return mean_loss(self.model(batch.series, batch.teacher, batch.step_of_week), batch)
 
     def _set_learning_rate(self, stage: Stage) -> None:
         """Follow the schedule: a function of how far the stage has come, so that there is no state to resume."""
@@ -316,7 +337,7 @@ class Trainer:
         if math.isfinite(self.loss_sum.item()):
             return
         self.model.load_state_dict(load_checkpoint(self.folder / LAST)["weights"])  # the last good ones
-        batches = self.windows.batches(label_starts, self.config.batch_size)
+        batches = self.windows.batches(label_starts, self.micro_batch)
         activations = [item for batch in batches for item in largest_activations(self.model, batch)]
         shown = ", ".join(f"{name} {value:.3g}" for name, value in sorted(activations, key=lambda item: -item[1])[:5])
         starts = " ".join(map(str, label_starts.tolist()[:8]))
@@ -341,4 +362,4 @@ class Trainer:
         """Score the best weights on the test split, keeping the forecasts."""
         self.model.load_state_dict(load_checkpoint(self.folder / BEST)["weights"])
         starts = self.label_starts["test"]
-        return evaluate(self.model, self.windows, starts, self.config.batch_size, "test", keep_forecast=True)
+        return evaluate(self.model, self.windows, starts, self.micro_batch, "test", keep_forecast=True)

@@ -232,6 +232,11 @@ class DTGLKNet(nn.Module):
         if isinstance(self.front_end.patches, DeformablePatches):
             self.front_end.patches.reset_parameters()
 
+    @property
+    def recomputable(self) -> list[nn.Module]:
+        """The modules that gradient checkpointing may compute again: they hold nearly all inner values of a pass."""
+        return [*self.front_end.blocks, *self.encoder, *self.decoder]
+
     def arrange_graphs(self) -> None:
         """Arrange both masks for attention anew, after they were replaced."""
         self.similarity_graph.arrange(self.similarity_mask)

@@ -41,8 +41,12 @@ RUN = "run.py --config TINY.conf --output out --name two"
 RESUME = "run.py --resume out/TINY/one"
 FIELD = "erf_conv.py --run out/TINY/one --samples 1"
 ABLATION = "ablation.py --config TINY.conf --output out --results results --seeds 1 --only full"
+BASELINES = "baselines.py --config TINY.conf --output out"
 WITH_IDS = f"{RUN} --set Data.id_filename=<tmp>/ids.txt"
 WEIGHTS = f"{RUN} --test-only --weights weights"
+
+PREDICT = "predict.py --run out/TINY/one --input TINY/TINY.npz"
+TABLES = "paper_tables.py --config TINY.conf --experiments out"
 
 # The files to spoil.
 CONFIG, SERIES, LINKS = "TINY.conf", "TINY/TINY.npz", "TINY/TINY.csv"
@@ -52,6 +56,9 @@ ABLATED = "out/TINY/ablation-full-seed1"
 
 LONG = "a" * 300  # no file system takes such a name
 FILE_NAME = "the name of a file (relative names start at the repository's root)"
+A_FOLDER = "which cannot be written (Is a directory), expected a file that can"
+NOT_A_FOLDER = "which cannot be written (Not a directory), expected a file that can"
+IN_USE = "which is in use, expected a file of its own"
 UNREADABLE_LAST = re.compile(
     r"<tmp>/out/TINY/one/last\.pt: cannot be read as a checkpoint of tensors and plain values \(.+\)"
 )
@@ -92,6 +99,17 @@ def cut(name: str) -> Spoil:
     return lambda root: os.truncate(root / name, (root / name).stat().st_size // 2)
 
 
+def flipped(name: str) -> Spoil:
+    """Flip a bit in the middle, where the tensors are."""
+
+    def spoil(root: Path) -> None:
+        spoilt = bytearray((root / name).read_bytes())
+        spoilt[len(spoilt) // 2] ^= 1
+        (root / name).write_bytes(spoilt)
+
+    return spoil
+
+
 def replaced(name: str, old: str, new: str) -> Spoil:
     def spoil(root: Path) -> None:
         text = (root / name).read_text()
@@ -119,6 +137,13 @@ def with_value(value: Any, dtype: str = "f8") -> np.ndarray:
     """Return the series with one other value, at step 3, sensor 2."""
     data = tiny_series().astype(dtype)
     data[3, 2, 0] = value
+    return data
+
+
+def with_gap(steps: slice, sensors: slice) -> np.ndarray:
+    """Return the series with a gap."""
+    data = tiny_series()
+    data[steps, sensors] = np.nan
     return data
 
 
@@ -228,6 +253,8 @@ CASES = [
     # ---- file: missing, damaged, or of another kind
     case("file", "ini-missing", "run.py --config TINI.conf", nothing,
          "TINI.conf: found no such file, expected an INI file (did you mean 'TINY.conf'?)"),
+    case("file", "ini-missing-for-baselines", "baselines.py --config TINI.conf", nothing,
+         "TINI.conf: found no such file, expected an INI file (did you mean 'TINY.conf'?)"),
     case("file", "ini-folder", "run.py --config TINY", nothing,
          "TINY: found a folder, expected an INI file"),
     case("file", "ini-not-text", RUN, content(CONFIG, b"[Data]\n# Gr\xf6\xdfe\n"),
@@ -289,6 +316,13 @@ CASES = [
     case("file", "best-missing", FIELD, gone(BEST),
          "<tmp>/out/TINY/one/best.pt: no such file, expected a checkpoint"),
     case("file", "last-cut-off", RESUME, cut(LAST), UNREADABLE_LAST),
+    case("file", "last-with-a-wrong-byte", RESUME, flipped(LAST),
+         re.compile(r"<tmp>/out/TINY/one/last\.pt: cannot be read .* \(a wrong checksum of \S+\)")),
+    case("file", "best-with-a-wrong-byte", FIELD, flipped(BEST),
+         re.compile(r"<tmp>/out/TINY/one/best\.pt: cannot be read .* \(a wrong checksum of \S+\)")),
+    case("file", "weights-with-a-wrong-byte", WEIGHTS,
+         both(lambda root: shutil.copy(root / BEST, root / "weights"), flipped("weights")),
+         re.compile(r"weights: cannot be read .* \(a wrong checksum of \S+\)")),
     case("file", "last-empty", RESUME, content(LAST, ""), UNREADABLE_LAST),
     case("file", "last-is-a-text", RESUME, content(LAST, "from,to,cost\n"), UNREADABLE_LAST),
     case("file", "last-pickled", RESUME, trapped(LAST), UNREADABLE_LAST),
@@ -316,6 +350,29 @@ CASES = [
     case("file", "materialized-over-the-prepared-file", f"{PREPARE} --materialize TINY/../TINY/TINY_w0d1h2p3.npz",
          nothing,
          "--materialize: found TINY/../TINY/TINY_w0d1h2p3.npz, which is in use, expected a file of its own"),
+    case("file", "materialized-over-the-ids", f"{PREPARE} --set Data.id_filename=<tmp>/ids.txt --materialize ids.txt",
+         both(content("ids.txt", "400\n517\n629\n733\n888\n"), rows("517,400,1.0")),
+         f"--materialize: found ids.txt, {IN_USE}"),
+    case("file", "prepared-over-the-series",
+         f"{PREPARE} --set Data.graph_signal_matrix_filename=<tmp>/TINY/TINY_w0d1h2p3.npz",
+         lambda root: shutil.copy(root / SERIES, root / PREPARED),
+         f"TINY.conf [Data] dataset_name: found <tmp>/TINY/TINY_w0d1h2p3.npz, {IN_USE}"),
+    case("file", "dtw-over-the-links", f"{DTW} --set Data.adj_filename=<tmp>/TINY/TINY_dtw.json",
+         lambda root: shutil.copy(root / LINKS, root / RECORD),
+         f"TINY.conf [Data] dataset_name: found <tmp>/TINY/TINY_dtw.json, {IN_USE}"),
+    case("file", "export-over-the-configuration", f"{RUN} --export TINY/../TINY.conf", nothing,
+         f"--export: found TINY/../TINY.conf, {IN_USE}"),
+    case("file", "export-over-the-weights", f"{WEIGHTS} --export link",
+         lambda root: (shutil.copy(root / BEST, root / "weights"), (root / "link").symlink_to("weights")),
+         f"--export: found link, {IN_USE}"),
+    case("file", "export-over-the-run", f"{RESUME} --export out/TINY/one/best.pt", nothing,
+         f"--export: found out/TINY/one/best.pt, {IN_USE}"),
+    case("file", "forecast-over-the-series", f"{PREDICT} --output TINY/TINY.npz", nothing,
+         f"--output: found TINY/TINY.npz, {IN_USE}"),
+    case("file", "forecast-over-the-run", f"{PREDICT} --output out/TINY/one/best.pt", nothing,
+         f"--output: found out/TINY/one/best.pt, {IN_USE}"),
+    case("file", "paper-tables-over-the-configuration", f"{TABLES} --output TINY.conf", nothing,
+         f"--output: found TINY.conf, {IN_USE}"),
     # ---- section
     case("section", "missing", PREPARE,
          lambda root: (root / CONFIG).write_text((root / CONFIG).read_text().partition("[Training]")[0]),
@@ -347,7 +404,8 @@ CASES = [
     case("key", "no-value-on-the-command-line", f"{RUN} --set Training.epochs", nothing,
          "--set Training.epochs: found no section, key and value, expected Section.key=value"),
     case("key", "dtw-record-lacks-one", RUN, content(RECORD, '{"method": "exact"}'),
-         "<tmp>/TINY/TINY_dtw.json: found method, expected the keys method, radius, rows, days, fingerprint"),
+         "<tmp>/TINY/TINY_dtw.json: found method, expected the keys method, radius, rows, days, fingerprint, "
+         "matrix_fingerprint"),
     case("key", "last-lacks-progress", RESUME, checkpoint(LAST, lambda values: values.pop("progress")),
          re.compile(r"<tmp>/out/TINY/one/last\.pt: .*progress.*")),
     case("key", "last-lacks-weights", RESUME, checkpoint(LAST, lambda values: values.pop("weights")),
@@ -363,6 +421,8 @@ CASES = [
          "one of the arguments --config --resume is required"),
     case("key", "resume-with-a-setting", f"{RESUME} --epochs 3", nothing,
          "--resume: found --epochs too, expected the run's own settings alone"),
+    case("key", "resume-with-an-empty-name", f"{RESUME} --name ''", nothing,
+         "--resume: found --name too, expected the run's own settings alone"),
     case("key", "test-without-weights", f"{RUN} --test-only", nothing,
          "--test-only: found no --weights, expected the weights to test"),
     # ---- type
@@ -385,6 +445,10 @@ CASES = [
     case("type", "kernels", f"{RUN} --set 'Model.large_kernels=15 wide'", nothing,
          "--set Model.large_kernels=15 wide: found '15 wide', expected odd integers of at least 3, separated by "
          "spaces"),
+    case("type", "epochs-empty", f"{RUN} --epochs ''", nothing,
+         "--set Training.epochs=: found '', expected an integer of at least 0"),
+    case("type", "device-empty-for-a-resumed-run", f"{RESUME} --device ''", nothing,
+         re.compile(r"\[Runtime\] device: found '', expected .*")),
     case("type", "device", f"{RUN} --device gpu", nothing,
          "--set Runtime.device=gpu: found 'gpu', expected one of auto, cpu, cuda, mps (did you mean 'cpu'?)"),
     case("type", "npz-of-words", PREPARE, series(np.full((9, 5, 1), "x")),
@@ -401,7 +465,8 @@ CASES = [
     case("type", "dtw-of-integers", RUN, lambda root: np.save(root / MATRIX, np.zeros((5, 5), dtype=np.int64)),
          "<tmp>/TINY/TINY_dtw.npy: found values of type int64, expected floating point distances"),
     case("type", "dtw-record-is-a-list", RUN, content(RECORD, "[]"),
-         "<tmp>/TINY/TINY_dtw.json: found list, expected the keys method, radius, rows, days, fingerprint"),
+         "<tmp>/TINY/TINY_dtw.json: found list, expected the keys method, radius, rows, days, fingerprint, "
+         "matrix_fingerprint"),
     case("type", "dtw-record-days", RUN, record(days="4"),
          "<tmp>/TINY/TINY_dtw.json: key 'days': found '4', expected a whole number from 1"),
     case("type", "last-weights", RESUME, checkpoint(LAST, lambda values: values.update(weights=[1])),
@@ -450,9 +515,23 @@ CASES = [
          "--set Runtime.threads=100000000: found '100000000', expected an integer from 0 to 1024"),
     case("range", "seed", f"{RUN} --seed -1", nothing,
          "--set Training.seed=-1: found '-1', expected an integer from 0 to 4294967295"),
+    case("range", "seed-of-several", f"{BASELINES} --seed 1 two -3", nothing,
+         "--set Training.seed=two: found 'two', expected an integer from 0 to 4294967295"),
+    case("range", "variant-for-baselines", f"{BASELINES} --set Model.variant=described", nothing,
+         "--set Model.variant: found described, expected stid, the one that is trained here"),
     case("range", "dataset-name", f"{PREPARE} --set Data.dataset_name=../TINY", nothing,
          "--set Data.dataset_name=../TINY: found '../TINY', expected letters, digits, '.', '_' and '-', not starting "
          "with '.'"),
+    case("range", "run-name-empty", "run.py --config TINY.conf --output out --name ''", nothing,
+         "--name: found '', expected a name without '/' that does not start with '.'"),
+    case("range", "run-name-above-with-several-seeds",
+         "run.py --config TINY.conf --output out --name ../one --seed 1 2", nothing,
+         "--name: found '../one', expected a name without '/' that does not start with '.'"),
+    case("range", "run-name-empty-with-several-seeds",
+         "run.py --config TINY.conf --output out --name '' --seed 1 2", nothing,
+         "--name: found '', expected a name without '/' that does not start with '.'"),
+    case("range", "export-of-another-variant", f"{RUN} --set Model.variant=stid --export epoch50", nothing,
+         "--export: found variant stid, expected described or released, whose code the file is for"),
     case("range", "run-name", f"{RUN}/three", nothing,
          "--name: found 'two/three', expected a name without '/' that does not start with '.'"),
     case("range", "radius-0", f"{DTW} --method fastdtw --radius 0", nothing,
@@ -470,7 +549,22 @@ CASES = [
          "--seeds: found 0, expected an integer of at least 1"),
     case("range", "npz-nan", PREPARE, series(with_value(np.nan)),
          "<tmp>/TINY/TINY.npz data: found 1 NaN or infinite values, the first at step 3, sensor 2, feature 0, "
+         "expected finite numbers, or [Data] missing = interpolate"),
+    case("range", "missing-rule", f"{PREPARE} --set Data.missing=interpolated", nothing,
+         "--set Data.missing=interpolated: found 'interpolated', expected one of error, zero_is_missing, interpolate "
+         "(did you mean 'interpolate'?)"),
+    case("range", "npz-infinite-beside-gaps", f"{PREPARE} --set Data.missing=interpolate", series(with_value(np.inf)),
+         "<tmp>/TINY/TINY.npz data: found 1 infinite values, the first at step 3, sensor 2, feature 0, "
          "expected finite numbers"),
+    case("range", "npz-silent-sensor", f"{RUN} --set Data.missing=interpolate",
+         series(with_gap(slice(None), slice(3, 4))),
+         "<tmp>/TINY/TINY.npz data: sensor 3: found no value in the training inputs (steps 0 .. 246), expected some"),
+    case("range", "npz-no-target", f"{PREPARE} --set Data.missing=interpolate",
+         series(with_gap(slice(310, None), slice(None))),
+         "<tmp>/TINY/TINY.npz data: found no value in the targets of the test split (steps 315 .. 383), expected some"),
+    case("range", "materialized-with-gaps", f"{PREPARE} --set Data.missing=interpolate --materialize <tmp>/out.npz",
+         series(with_value(np.nan)),
+         "--materialize: found missing values in <tmp>/TINY/TINY.npz, expected none, as its format knows none"),
     case("range", "npz-infinite", RUN, series(with_value(-np.inf)),
          "<tmp>/TINY/TINY.npz data: found 1 NaN or infinite values, the first at step 3, sensor 2, feature 0, "
          "expected finite numbers"),
@@ -572,6 +666,9 @@ CASES = [
     case("race", "ablation-of-other-settings", f"{ABLATION} --set Training.dropout=0.5", finished,
          "out/TINY/ablation-full-seed1/settings.ini: found other settings than asked for, expected the same, or a "
          "new name"),
+    case("race", "baseline-of-other-settings", f"{BASELINES} --seed 1",
+         lambda root: shutil.copytree(root / "out/TINY/one", root / "out/TINY/stid-seed1"),
+         "out/TINY/stid-seed1/settings.ini: found other settings than asked for, expected the same, or a new name"),
     # ---- permission; root may do everything, so a file or a folder stands where the other is needed
     case("permission", "ini-below-a-file", "run.py --config TINY.conf/x", nothing,
          "TINY.conf/x: cannot be read: Not a directory"),
@@ -600,7 +697,7 @@ CASES = [
     case("permission", "dtw-record-is-a-folder", RUN, folder_instead(RECORD),
          "<tmp>/TINY/TINY_dtw.json: cannot be read: Is a directory"),
     case("permission", "dtw-record-in-the-way", DTW, folder_instead(RECORD),
-         "<tmp>/TINY/TINY_dtw.npy: cannot be written: Is a directory"),
+         "<tmp>/TINY/TINY_dtw.json: cannot be written: Is a directory"),
     case("permission", "output-is-a-file", RUN, file_instead("out"),
          "out/TINY/two: cannot be made: Not a directory"),
     case("permission", "output-in-proc", f"{RUN} --output /proc/nowhere", nothing,
@@ -614,14 +711,35 @@ CASES = [
     case("permission", "weights-are-a-folder", WEIGHTS, folder_instead("weights"),
          re.compile(r"weights: cannot be read.*Is a directory.*")),
     case("permission", "materialized-below-a-file", f"{PREPARE} --materialize TINY.conf/windows.npz", nothing,
-         "TINY.conf/windows.npz: cannot be written: TINY.conf is not a folder"),
+         f"--materialize: found TINY.conf/windows.npz, {NOT_A_FOLDER}"),
     case("permission", "materialized-onto-a-folder", f"{PREPARE} --materialize out", nothing,
-         "out: cannot be written: Is a directory"),
+         f"--materialize: found out, {A_FOLDER}"),
+    case("permission", "export-onto-a-folder", f"{RUN} --export out", nothing,
+         f"--export: found out, {A_FOLDER}"),
+    case("permission", "export-below-a-file", f"{RUN} --export TINY.conf/new/epoch50", nothing,
+         f"--export: found TINY.conf/new/epoch50, {NOT_A_FOLDER}"),
+    case("permission", "export-of-a-resumed-run", f"{RESUME} --export TINY.conf/epoch50", nothing,
+         f"--export: found TINY.conf/epoch50, {NOT_A_FOLDER}"),
+    case("permission", "export-name-too-long", f"{RUN} --export {LONG}", nothing,
+         f"--export: found {LONG}, which cannot be written (File name too long), expected a file that can"),
+    case("permission", "export-folder-mode", f"{RUN} --export locked/epoch50",
+         lambda root: (root / "locked").mkdir(0o500),
+         "--export: found locked/epoch50, which cannot be written (Permission denied), expected a file that can",
+         mark=USER),
+    case("permission", "forecast-onto-a-folder", f"{PREDICT} --output TINY", nothing,
+         f"--output: found TINY, {A_FOLDER}"),
+    case("permission", "forecast-below-a-file", f"{PREDICT} --output TINY.conf/forecast.csv", nothing,
+         f"--output: found TINY.conf/forecast.csv, {NOT_A_FOLDER}"),
+    case("permission", "paper-tables-onto-a-folder", f"{TABLES} --output out", nothing,
+         f"--output: found out, {A_FOLDER}"),
     case("permission", "figures-are-a-file", FIELD, content("out/TINY/one/figures", ""),
          "<tmp>/out/TINY/one/figures/erf_front_end.png: cannot be written: <tmp>/out/TINY/one/figures is not a folder",
          leaves=("out/TINY/one/erf_front_end.npz",)),
-    case("permission", "results-below-a-file", f"{ABLATION} --results TINY.conf", finished,
-         "TINY.conf/TINY/ablation.csv: cannot be written: Not a directory"),
+    case("permission", "results-below-a-file", f"{ABLATION} --results TINY.conf", nothing,
+         f"--results: found TINY.conf/TINY/ablation.csv, {NOT_A_FOLDER}"),
+    case("permission", "results-onto-a-folder", ABLATION,
+         lambda root: (root / "results/TINY/ablation.md").mkdir(parents=True),
+         f"--results: found results/TINY/ablation.md, {A_FOLDER}"),
     # ---- disk
     case("disk", "prepared", PREPARE, nothing,
          "<tmp>/TINY/TINY_w0d1h2p3.npz: cannot be written: File too large", quota=4000),
@@ -644,6 +762,8 @@ CASES = [
          leaves=("out/TINY/one/figures", "out/TINY/one/erf_front_end.npz")),
     case("disk", "receptive-field", FIELD, nothing,
          "<tmp>/out/TINY/one/erf_front_end.npz: cannot be written: File too large", quota=500),
+    case("disk", "forecast", f"{PREDICT} --output forecast.csv", nothing,
+         "forecast.csv: cannot be written: File too large", quota=100),
     case("disk", "ablation-table", ABLATION, finished,
          "results/TINY/ablation.csv: cannot be written: File too large", quota=100, leaves=("results",)),
 ]
@@ -731,6 +851,8 @@ def test_wrong_input_ends_with_its_message_and_writes_nothing(
     [
         (gone(MATRIX), "TINY_dtw.npy is missing"),
         (gone(RECORD), "TINY_dtw.json is missing"),
+        (both(matrix(1, 3, 7), matrix(3, 1, 7)), "TINY_dtw.npy is stale: found other distances than those of TINY_dtw"),
+        (record(matrix_fingerprint=""), "TINY_dtw.npy is stale: found other distances than those of TINY_dtw.json"),
         (record(fingerprint="of other mean days"), "TINY_dtw.npy is stale"),
         (both(record(days=9), cut(MATRIX)), "TINY_dtw.npy is stale"),
     ],

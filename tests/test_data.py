@@ -149,9 +149,10 @@ def wrong_value(kind: float) -> np.ndarray:
         *(
             (
                 {"data": wrong_value(kind)},
-                "found 3 NaN or infinite values, the first at step 7, sensor 2, feature 1, expected finite numbers",
+                "found 3 NaN or infinite values, the first at step 7, sensor 2, feature 1, expected finite numbers"
+                + hint,
             )
-            for kind in (np.nan, np.inf, -np.inf)
+            for kind, hint in ((np.nan, ", or [Data] missing = interpolate"), (np.inf, ""), (-np.inf, ""))
         ),
         (
             {"data": np.full((9, 3, 1), None)},

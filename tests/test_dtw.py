@@ -7,8 +7,11 @@ import fastdtw
 import numpy as np
 import pytest
 
-from lib.dtw import DTWRecord, dtw_matrix, load_dtw, mean_days, save_dtw
+from lib.config import load_config
+from lib.dtw import DTWRecord, dtw_matrix, load_dtw, load_dtw_record, mean_days, save_dtw
 from lib.errors import InputError
+from lib.files import load_json, save_json
+from lib.preparation import distance_for, make_distance, prepared_for
 
 RECORD = DTWRecord(method="exact", radius=0, rows="train", days=3, fingerprint="0a1b")
 
@@ -149,13 +152,53 @@ def test_saved_matrix_and_record_come_back(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["X_dtw.json", "X_dtw.npy"]
 
 
-def test_a_new_matrix_never_stands_beside_an_old_record(tmp_path, monkeypatch):
+def test_a_matrix_beside_the_record_of_a_call_that_was_broken_off_is_refused(tmp_path, monkeypatch):
     paths = saved(tmp_path)
     monkeypatch.setattr("lib.dtw.save_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         saved(tmp_path, dtw_matrix(random_profiles(5, 12, seed=1)))
-    with pytest.raises(InputError, match=r"X_dtw\.json: no such file"):
+    with pytest.raises(InputError, match=r"X_dtw\.npy: found other distances than those of X_dtw\.json"):
         load_dtw(*paths, num_nodes=5)
+
+
+def test_a_record_of_an_earlier_version_is_read_and_vouches_for_no_matrix(tmp_path):
+    paths = saved(tmp_path)
+    content = load_json(paths[1])
+    assert len(content.pop("matrix_fingerprint")) == 64
+    save_json(paths[1], content)
+    assert load_dtw_record(paths[1]) == RECORD
+    with pytest.raises(InputError, match="found other distances"):
+        load_dtw(*paths, num_nodes=5)
+
+
+@pytest.mark.parametrize(("first", "second"), [("exact", "fastdtw"), ("fastdtw", "exact")])
+def test_of_two_calls_at_once_neither_passes_off_its_distances_as_the_others(
+    first, second, make_dataset, monkeypatch, capsys
+):
+    config = load_config(make_dataset(), [f"Graph.dtw_method={first}"])
+    prepared = prepared_for(config)
+    alone = {method: make_distance(config, prepared, method, 1, "train")[0] for method in (second, first)}
+    assert not np.array_equal(alone[first], alone[second])
+
+    def overtaken(path, content):
+        """Let the other call begin and end between the matrix and the record of this one."""
+        monkeypatch.setattr("lib.dtw.save_json", save_json)
+        make_distance(config, prepared, second, 1, "train")
+        save_json(path, content)
+
+    monkeypatch.setattr("lib.dtw.save_json", overtaken)
+    make_distance(config, prepared, first, 1, "train")
+    assert load_dtw_record(config.dtw_record_path).method == first
+    assert np.array_equal(np.load(config.dtw_path), alone[second])
+    with pytest.raises(InputError, match=r"found other distances than those of TINY_dtw\.json, expected its own"):
+        load_dtw(config.dtw_path, config.dtw_record_path, num_nodes=5)
+
+    capsys.readouterr()
+    assert np.array_equal(distance_for(config, prepared), alone[first])
+    stale = f"{config.dtw_path} is stale: found other distances than those of TINY_dtw.json, making it anew\n"
+    assert capsys.readouterr().out == stale
+    assert np.array_equal(distance_for(config, prepared), alone[first])
+    assert capsys.readouterr().out == ""
 
 
 def changed(row, column, value, both=False):
@@ -229,6 +272,8 @@ def test_truncated_pickled_or_missing_matrix_file(tmp_path):
         ({**asdict(RECORD), "days": 1.5}, "key 'days': found 1.5, expected a whole number from 1"),
         ({**asdict(RECORD), "days": True}, "key 'days': found True, expected a whole number"),
         ({**asdict(RECORD), "fingerprint": 7}, "key 'fingerprint': found 7, expected hexadecimal digits"),
+        ({**asdict(RECORD), "matrix_fingerprint": 7}, "key 'matrix_fingerprint': found 7, expected hexadecimal digits"),
+        ({**asdict(RECORD), "matrix": ""}, "found method, .*, matrix, expected the keys method, radius, rows, days"),
     ],
 )
 def test_wrong_record(tmp_path, content, message):

@@ -1,6 +1,7 @@
 """Random and randomly spoilt files: a reader takes them or says in its lines what is wrong, and never unpickles."""
 
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from lib.config import SECTIONS, UNUSED_KEYS, load_config
 from lib.data import load_prepared, read_series
 from lib.dtw import load_dtw, load_dtw_record
 from lib.errors import InputError
-from lib.files import load_json, load_npz
+from lib.files import fingerprint_arrays, load_json, load_npz
 from lib.graphs import read_links
 
 fuzzed = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -105,9 +106,16 @@ PREPARED = npz(
     minimum=np.zeros(1),
     maximum=np.ones(1),
     source_fingerprint=np.array("ff"),
+    missing=np.eye(9, SENSORS, dtype=bool),
+    missing_rule=np.array("interpolate"),
 )
 MATRICES = (npy(np.zeros((SENSORS, SENSORS))), npy(TRAPS), pickle.dumps(Trap()))
-RECORD = b'{"method": "exact", "radius": 0, "rows": "train", "days": 4, "fingerprint": "ff"}'
+RECORD = json.dumps(
+    {
+        **{"method": "exact", "radius": 0, "rows": "train", "days": 4, "fingerprint": "ff"},
+        "matrix_fingerprint": fingerprint_arrays(np.zeros((SENSORS, SENSORS))),
+    }
+).encode()
 
 
 @st.composite
@@ -209,6 +217,7 @@ def test_links_with_ids(path: Path, ids: bytes, links: bytes) -> None:
 @given(st.binary(max_size=100) | spoilt(*ARCHIVES))
 def test_series(path: Path, content: bytes) -> None:
     taken_or_refused(path, content, lambda name: read_series(name, SENSORS))
+    taken_or_refused(path, content, lambda name: read_series(name, SENSORS, gaps=True))
 
 
 @fuzzed
@@ -233,7 +242,7 @@ def test_what_is_spoilt_was_good_before(path: Path) -> None:
     path.write_bytes(LINKS)
     assert len(read_links(path, SENSORS).pairs) == 3
     path.write_bytes(PREPARED)
-    assert load_prepared(path).flow.shape == (9, SENSORS)
+    assert np.isnan(load_prepared(path).truth).sum() == SENSORS
     for content in (PLAIN, COMPRESSED, WITH_OTHER_OBJECTS):
         path.write_bytes(content)
         assert read_series(path, SENSORS).shape == FLOW.shape

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import paper_tables
+from lib.baselines import PERCEPTRON_SETTINGS
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
 from lib.files import REPOSITORY_ROOT, save_json
@@ -27,7 +28,8 @@ def fabricate_run(root: Path, config: Config, name: str, mae: float, fingerprint
     folder = root / config.data.dataset_name / name
     folder.mkdir(parents=True)
     (folder / "settings.ini").write_text(config.to_ini())
-    content = {"test": scores(mae), "baselines": {"last value": scores(9.0)}, "test_set": {"fingerprint": fingerprint}}
+    baselines = {"ridge on the last hour": scores(8.0), "last value": scores(9.0)}
+    content = {"test": scores(mae), "baselines": baselines, "test_set": {"fingerprint": fingerprint}}
     save_json(folder / "metrics.json", content)
 
 
@@ -56,9 +58,42 @@ def test_runs_of_the_configuration_are_averaged_and_others_left_out(experiments:
         "other: other settings than TINY.conf (training.batch_size, graph.similarity)",
         "strange: tested on other targets than described-1",
     ]
+    names = ["last value", "ridge on the last hour", "DTG-LKNet, released", "DTG-LKNet, described"]
+    assert [(row.model, row.zeros) for row in collection.rows] == [
+        *((name, zeros) for zeros in ("yes", "no") for name in names)
+    ]
     assert collection.horizon_rows.keys() == {3}
     at_step_3 = {(row.model, row.zeros): row for row in collection.horizon_rows[3]}
     assert at_step_3["DTG-LKNet, released", "yes"].scores["mae"] == (18.0, None)
+
+
+def test_every_variant_with_runs_has_its_row(experiments: tuple[Path, Path]) -> None:
+    path, root = experiments
+    for name, changes, mae in (
+        ("enhanced-1", ["Model.variant=enhanced"], 4.0),
+        ("stid-seed1", [*PERCEPTRON_SETTINGS, "Training.seed=1"], 4.5),
+        ("stid-seed2", [*PERCEPTRON_SETTINGS, "Training.seed=2"], 4.7),
+        ("stid-large", [*PERCEPTRON_SETTINGS, "Training.d_model=64"], 1.0),
+        ("stid-of-the-ini", ["Model.variant=stid"], 1.0),
+    ):
+        fabricate_run(root, load_config(path, changes), name, mae)
+    fabricate_run(root, load_config(path, PERCEPTRON_SETTINGS), "stid-strange", 1.0, fingerprint="another")
+    collection = collect(path, root)
+    for rows, factor in ((collection.rows, 1), (collection.horizon_rows[3], 3)):
+        found = {row.model: (row.seeds, row.scores["mae"][0]) for row in rows if row.zeros == "yes"}
+        expected = {
+            "last value": (None, 9 * factor),
+            "ridge on the last hour": (None, 8 * factor),
+            "STID-style MLP": (2, pytest.approx(4.6 * factor)),
+            "DTG-LKNet, released": (1, 6 * factor),
+            "DTG-LKNet, described": (3, pytest.approx(5.2 * factor)),
+            "DTG-LKNet, enhanced": (1, 4 * factor),
+        }
+        assert list(found.items()) == list(expected.items())
+    left_out = [reason for reason in collection.left_out if reason.startswith("stid")]
+    assert left_out[0] == "stid-large: other settings than TINY.conf (training.d_model)"
+    assert left_out[1].startswith("stid-of-the-ini: other settings than TINY.conf (training.batch_size, ")
+    assert left_out[2:] == ["stid-strange: tested on other targets than described-1"]
 
 
 def test_tables_in_three_formats(experiments: tuple[Path, Path]) -> None:
@@ -72,11 +107,11 @@ def test_tables_in_three_formats(experiments: tuple[Path, Path]) -> None:
     assert "<sup>b</sup> MAE and RMSE leave targets of 0 out" in markdown
     latex = render(rows, ["TINY"], "tex")
     assert r"DTG-LKNet, described (3 seeds)$^{a}$ & \textbf{5.20} $\pm$ 0.20" in latex
-    assert latex.count(r"\\") == 1 + 6
+    assert latex.count(r"\\") == 1 + 8
     entries = list(csv.DictReader(render(rows, ["TINY"], "csv").splitlines()))
-    assert len(entries) == 6
+    assert len(entries) == 8
     assert (
-        entries[2] | {"model": "DTG-LKNet, described", "seeds": "3", "mae": "5.2000", "mae_sd": "0.2000"} == entries[2]
+        entries[3] | {"model": "DTG-LKNet, described", "seeds": "3", "mae": "5.2000", "mae_sd": "0.2000"} == entries[3]
     )
 
 

@@ -200,7 +200,7 @@ def test_all_wrong_settings_are_listed_at_once(
 
 def test_a_device_that_is_not_there(make_dataset: DatasetMaker, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run.py", "--config", make_dataset(), "--device", "mps", "--dry-run") == 2
-    assert "[Runtime] device: found mps, expected what PyTorch" in capsys.readouterr().err
+    assert "[Runtime] device: found 'mps', expected what PyTorch" in capsys.readouterr().err
 
 
 def test_weights_are_tested_without_training_and_exported(

@@ -151,8 +151,18 @@ def test_only_tables_are_taken_for_tables() -> None:
             "2018-03-05 01:05",
             "row 4: found the time 2018-03-05 01:05:00, expected 2018-03-05 01:00:00 (60 / points_per_hour = 30",
         ),
-        ("2018-03-05 01:00,5,6\n", "", "row 4: found the time 2018-03-05 01:30:00, expected 2018-03-05 01:00:00"),
-        ("5,6", ",", "found 2 empty cells, the first in row 4 (2018-03-05 01:00:00), column 'a', expected a number in"),
+        (
+            "2018-03-05 01:00,5,6\n",
+            "",
+            "row 4: found the time 2018-03-05 01:30:00, expected 2018-03-05 01:00:00 (60 / points_per_hour = 30 "
+            "minutes a step), or [Data] missing = interpolate",
+        ),
+        (
+            "5,6",
+            ",",
+            "found 2 empty cells, the first in row 4 (2018-03-05 01:00:00), column 'a', expected a number in each, or "
+            "[Data] missing = interpolate",
+        ),
         (
             "2018-03-05 00:00",
             "2018-03-05 00:10",

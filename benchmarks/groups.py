@@ -1,0 +1,404 @@
+"""The groups of measurements, each a function that yields one comparison after the other."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastdtw import fastdtw
+from numpy.typing import NDArray
+
+from benchmarks.measure import Comparison, Figure, Unit, checked, figure, largest_difference, timed, times
+from benchmarks.memory import peak_memory
+from benchmarks.plain_dtw import dtw_distance
+from benchmarks.plain_model import gradients_as_plain
+from benchmarks.plain_windows import prepare_windows, save_windows
+from benchmarks.workloads import (
+    KINDS,
+    PEMS03,
+    PEMS04,
+    PEMS07,
+    PEMS08,
+    SEED,
+    SHIPPED_SIZES,
+    Kind,
+    NetworkSizes,
+    Shape,
+    Workload,
+    simulated_workload,
+    step,
+    synthetic_series,
+)
+from lib.data import FLOW, Calendar, Windows, WindowShape, prepare, save_prepared
+from lib.dtw import dtw_matrix, mean_days
+from lib.training import evaluate
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-4  # of float32 results, relative to their scale
+# Of gradients, each relative to its own scale: a ReLU whose input is zero but for rounding passes in one way and not in
+# the other. In float64 they agree to 1e-8 (tests/test_benchmarks.py).
+GRADIENT_TOLERANCE = 1e-3
+GIBIBYTE = 2**30
+ONE_LAYER = replace(SHIPPED_SIZES, layers=1)
+DAYS_AVERAGED = 7  # of the simulated flow, for the sensors' mean days
+FLOAT = 4  # bytes of a float32
+TEMPORARIES = 3  # attention matrices that the plain network holds at once beside those that it keeps
+ACTIVATIONS = 30  # tensors (B, N, 1, C) that the plain network keeps for each token in each layer, about
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, and how long.
+
+    Attributes:
+        device: where the networks compute.
+        repeats, seconds: rounds of a comparison, and the time after which no further one begins.
+        shapes: of the data sets, for all groups but those that grow.
+        evaluated: the shape whose evaluation pass and whole peak memory are measured, and at which the batch grows.
+        evaluation_batch: samples in a batch of the evaluation pass.
+        full: whether to evaluate all test samples as well.
+        sizes: of the network.
+        growing_sensors, growing_sizes: the N that cost is measured against at batch 1, and the network's sizes there.
+        growing_batches: the batch sizes that cost is measured against.
+        memory_limit: in bytes; where the plain network would need more, it is not measured.
+        plain_samples: samples that the plain preparation is timed on.
+        plain_pairs: pairs of sensors that plain DTW and fastdtw are timed on.
+    """
+
+    device: torch.device
+    repeats: int = 5
+    seconds: float = 30.0
+    shapes: tuple[Shape, ...] = (PEMS08, PEMS04, PEMS03, PEMS07)
+    evaluated: Shape = PEMS04
+    evaluation_batch: int = 16
+    full: bool = False
+    sizes: NetworkSizes = SHIPPED_SIZES
+    growing_sensors: tuple[int, ...] = (100, 200, 400, 800, 1600, 3000)
+    growing_sizes: NetworkSizes = ONE_LAYER
+    growing_batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    memory_limit: float = 12 * GIBIBYTE
+    plain_samples: int = 128
+    plain_pairs: int = 5
+
+
+def quick(settings: Settings) -> Settings:
+    """Return settings that show in about two minutes that everything works; their figures are rough."""
+    return replace(
+        settings,
+        repeats=2,
+        seconds=2.0,
+        shapes=(replace(PEMS08, batch=1, compared_batch=1),),
+        evaluated=replace(PEMS08, batch=1, compared_batch=1),
+        evaluation_batch=1,
+        growing_sensors=(100, 200, 400),
+        growing_batches=(1, 2),
+        plain_samples=16,
+        plain_pairs=2,
+    )
+
+
+def preparation(settings: Settings) -> Iterator[Comparison]:
+    """Windows by index against materialised ones: time, and size of the file."""
+    for shape in settings.shapes:
+        series = synthetic_series(shape.rows, shape.sensors, shape.features, steps_per_day(shape), SEED)
+        part = series[: shape.rows - shape.samples + settings.plain_samples]
+        with tempfile.TemporaryDirectory() as folder:
+            prepared_path, plain_path = Path(folder) / "prepared.npz", Path(folder) / "plain.npz"
+
+            functions = {
+                "fast": partial(prepare_and_save, series, shape.windows, prepared_path),
+                "plain": partial(prepare_and_save_plainly, part, shape.windows, plain_path),
+            }
+            for function in functions.values():
+                function()
+            measured = times(functions, CPU, settings.repeats, settings.seconds)
+            sizes = {"fast": prepared_path.stat().st_size, "plain": plain_path.stat().st_size}
+        difference = checked(f"windows of {shape.name}", windows_difference(part, shape.windows), TOLERANCE)
+        factor = shape.samples / settings.plain_samples
+        row = Comparison(
+            "preparation",
+            shape.name,
+            shape.sensors,
+            None,
+            "s",
+            measured["fast"],
+            measured["plain"].scaled(factor),
+            ("plain",),
+            difference,
+            f"plain: {settings.plain_samples} of {shape.samples} samples",
+        )
+        yield row
+        plain_size = Figure(sizes["plain"], sizes["plain"], sizes["plain"], 1).scaled(factor)
+        yield replace(row, what="prepared file", unit="bytes", fast=figure([sizes["fast"]]), plain=plain_size)
+
+
+def prepare_and_save(series: NDArray[np.float64], windows: WindowShape, path: Path) -> None:
+    """Prepare a series (T, N, F) as PrepareData.py does."""
+    save_prepared(path, prepare(series, windows, ""))
+
+
+def prepare_and_save_plainly(series: NDArray[np.float64], windows: WindowShape, path: Path) -> None:
+    """Materialise the windows of a series (T, N, F)."""
+    save_windows(path, prepare_windows(series, windows))
+
+
+def windows_difference(series: NDArray[np.float64], shape: WindowShape) -> float:
+    """Return the largest difference between windows gathered by index and materialised ones, relative to their scale.
+
+    Inputs are scaled, targets are in raw units.
+    """
+    prepared = prepare(series, shape, "")
+    windows = Windows(prepared, shape.horizon, Calendar(24 * shape.points_per_hour), CPU)
+    plain = prepare_windows(series, shape)
+    fast = {}
+    for split, starts in prepared.label_starts.items():
+        np.testing.assert_array_equal(plain[f"{split}_timestamp"][:, 0], starts)
+        batch = windows.batch(torch.from_numpy(starts))
+        fast[f"{split}_x"], fast[f"{split}_target"] = batch.series.double(), batch.flow.double()
+    cut = {name: plain[name][:, :, FLOW] if name.endswith("_x") else plain[name] for name in fast}
+    tensors = {name: torch.from_numpy(array).double() for name, array in cut.items()}
+    return max(largest_difference({name: fast[name]}, {name: tensor}) for name, tensor in tensors.items())
+
+
+def dtw(settings: Settings) -> Iterator[Comparison]:
+    """DTW of all pairs of sensors, against the textbook's loops and against fastdtw, both on a sample of pairs."""
+    for shape in settings.shapes:
+        steps = steps_per_day(shape)
+        flow = synthetic_series(DAYS_AVERAGED * steps, shape.sensors, 1, steps, SEED)[:, :, FLOW]
+        days = mean_days(flow.astype(np.float32), steps, len(flow))
+        first, second = np.triu_indices(shape.sensors, k=1)
+        chosen = np.random.default_rng(SEED).choice(len(first), settings.plain_pairs, replace=False)
+        pairs = [(days[first[pair]].tolist(), days[second[pair]].tolist()) for pair in chosen]
+        functions: dict[str, Callable[[], NDArray[np.float64]]] = {
+            "fast": partial(dtw_matrix, days, show_progress=False),
+            "textbook": partial(distances_of_pairs, dtw_distance, pairs),
+            "fastdtw": partial(distances_of_pairs, fastdtw_distance, pairs),
+        }
+        results = {name: torch.from_numpy(function()) for name, function in functions.items()}
+        exact = {"": results["fast"][first[chosen], second[chosen]]}
+        difference = checked("DTW", largest_difference(exact, {"": results["textbook"]}), TOLERANCE)
+        excess = results["fastdtw"] / exact[""] - 1
+        if (excess < -TOLERANCE).any():
+            raise AssertionError("fastdtw: found a distance below the exact one, expected an upper bound of it")
+        measured = times(functions, CPU, settings.repeats, settings.seconds)
+        factor = len(first) / settings.plain_pairs
+        note = f"{settings.plain_pairs} of {len(first)} pairs"
+        row = Comparison(
+            "DTW against the textbook's loops",
+            shape.name,
+            shape.sensors,
+            None,
+            "s",
+            measured["fast"],
+            measured["textbook"].scaled(factor),
+            ("plain",),
+            difference,
+            f"plain: {note}",
+        )
+        yield row
+        yield replace(
+            row,
+            what="DTW against fastdtw, radius 1",
+            plain=measured["fastdtw"].scaled(factor),
+            difference=None,
+            note=f"fastdtw: {note}; its distances are {max(0.0, float(excess.mean())):.1%} too long in the mean",
+        )
+
+
+def distances_of_pairs(
+    distance: Callable[[list[float], list[float]], float], pairs: Sequence[tuple[list[float], list[float]]]
+) -> NDArray[np.float64]:
+    """Return the distances of pairs of series, one after the other."""
+    return np.array([distance(first, second) for first, second in pairs])
+
+
+def fastdtw_distance(first: list[float], second: list[float]) -> float:
+    """Return the distance of two series by the package fastdtw, radius 1."""
+    return float(fastdtw(first, second, radius=1)[0])
+
+
+def training(settings: Settings) -> Iterator[Comparison]:
+    """A step of every weight under teacher forcing."""
+    yield from steps_by_shape("training step", settings)
+
+
+def fine_tuning(settings: Settings) -> Iterator[Comparison]:
+    """A step of every weight through the rollout."""
+    yield from steps_by_shape("fine-tuning step", settings)
+
+
+def forecast(settings: Settings) -> Iterator[Comparison]:
+    """The forecast of a batch through the rollout."""
+    yield from steps_by_shape("forecast", settings)
+
+
+def evaluation(settings: Settings) -> Iterator[Comparison]:
+    """The evaluation pass over the test split, from one of its batches, and in full if asked."""
+    shape, device, batch_size = settings.evaluated, settings.device, settings.evaluation_batch
+    flow = synthetic_series(shape.rows, shape.sensors, 1, steps_per_day(shape), SEED)
+    prepared = prepare(flow, shape.windows, "")
+    windows = Windows(prepared, shape.windows.horizon, Calendar(steps_per_day(shape)), device)
+    networks = simulated_workload(shape.sensors, 1, shape.windows, settings.sizes, device).networks()
+    starts = prepared.label_starts["test"]
+    functions = {
+        name: partial(evaluate, network, windows, starts[:batch_size], batch_size, "evaluation", keep_forecast=True)
+        for name, network in zip(("fast", "plain"), networks, strict=True)
+    }
+    forecasts = {}
+    for name, function in functions.items():
+        kept = function().forecast
+        assert kept is not None
+        forecasts[name] = {"": torch.from_numpy(kept)}
+    difference = checked("evaluation", largest_difference(forecasts["fast"], forecasts["plain"]), TOLERANCE)
+    measured = times(functions, device, settings.repeats, settings.seconds)
+    factor = len(starts) / batch_size
+    note = f"{batch_size} of {len(starts)} samples"
+    row = Comparison(
+        f"evaluation of {len(starts)} test samples",
+        shape.name,
+        shape.sensors,
+        batch_size,
+        "s",
+        measured["fast"].scaled(factor),
+        measured["plain"].scaled(factor),
+        ("fast", "plain"),
+        difference,
+        f"both: {note}",
+    )
+    yield row
+    if settings.full:
+        everything = partial(evaluate, networks[0], windows, starts, batch_size, "evaluation")
+        seconds = figure([timed(everything, device)])
+        yield replace(row, what=f"{row.what}, all run", fast=seconds, extrapolated=("plain",), note=f"plain: {note}")
+
+
+def memory(settings: Settings) -> Iterator[Comparison]:
+    """Peak memory of one step above the interpreter's own: of every kind for one shape, of training for the others."""
+    for shape in settings.shapes:
+        for kind in KINDS if shape == settings.evaluated else KINDS[:1]:
+            yield compare_memory(kind, Case.of(shape, settings), settings)
+
+
+def growing_network(settings: Settings) -> Iterator[Comparison]:
+    """Time and memory of a training step against N."""
+    for sensors in settings.growing_sensors:
+        case = Case("N grows", settings.evaluated.windows, sensors, 1, settings.growing_sizes)
+        yield compare_step("training step", case, settings)
+        yield compare_memory("training step", case, settings)
+
+
+def growing_batch(settings: Settings) -> Iterator[Comparison]:
+    """Time of a training step against the batch."""
+    case = replace(Case.of(settings.evaluated, settings), name="batch grows")
+    for batch in settings.growing_batches:
+        yield compare_step("training step", replace(case, batch=batch), settings)
+
+
+GROUPS: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
+    "prepare": preparation,
+    "dtw": dtw,
+    "training": training,
+    "fine-tuning": fine_tuning,
+    "rollout": forecast,
+    "evaluation": evaluation,
+    "memory": memory,
+    "scaling": growing_network,
+    "batch": growing_batch,
+}
+
+
+def steps_per_day(shape: Shape) -> int:
+    """Return the time steps of a day."""
+    return 24 * shape.windows.points_per_hour
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network and its batch: the data set's name or what grows, the windows, N, B, and the network's sizes."""
+
+    name: str
+    windows: WindowShape
+    sensors: int
+    batch: int
+    sizes: NetworkSizes
+
+    @classmethod
+    def of(cls, shape: Shape, settings: Settings) -> "Case":
+        """Return the case of a shape, with the batch at which both networks are measured."""
+        return cls(shape.name, shape.windows, shape.sensors, shape.compared_batch, settings.sizes)
+
+    def workload(self, device: torch.device) -> Workload:
+        """Return the network and a simulated batch."""
+        return simulated_workload(self.sensors, self.batch, self.windows, self.sizes, device)
+
+    def row(self, what: str, unit: Unit, fast: Figure) -> Comparison:
+        """Return the row of a figure, with nothing beside it yet."""
+        layers = f"{what}, {self.sizes.layers} layer{'s' if self.sizes.layers > 1 else ''}"
+        return Comparison(layers, self.name, self.sensors, self.batch, unit, fast)
+
+    def plain_memory(self, kind: Kind) -> float:
+        """Return about how many bytes the plain network needs for a step: attention weights and activations."""
+        tokens, horizon = len(self.windows.segments), self.windows.horizon
+        decoded = horizon * (horizon + 1) / 2 if kind == "fine-tuning step" else horizon
+        kept = 0.0 if kind == "forecast" else self.sizes.layers * (tokens + decoded)  # tokens, over all layers
+        attention = FLOAT * self.batch * self.sizes.heads * self.sensors**2
+        activations = FLOAT * self.batch * self.sensors * self.sizes.channels * ACTIVATIONS
+        return kept * (attention + activations) + TEMPORARIES * max(tokens, horizon) * attention
+
+    def too_much(self, kind: Kind, settings: Settings) -> str:
+        """Return the note on a plain network that needs too much memory, empty where it does not."""
+        needed, limit = self.plain_memory(kind), settings.memory_limit
+        if needed <= limit:
+            return ""
+        return f"plain: needs about {needed / GIBIBYTE:.1f} GiB, the limit is {limit / GIBIBYTE:.1f}"
+
+
+def steps_by_shape(kind: Kind, settings: Settings) -> Iterator[Comparison]:
+    """Compare a step at each shape; where the plain network gets a smaller batch, the whole one is measured too."""
+    for shape in settings.shapes:
+        case = Case.of(shape, settings)
+        yield compare_step(kind, case, settings)
+        if shape.compared_batch < shape.batch:
+            yield time_step(kind, replace(case, batch=shape.batch), settings)
+
+
+def time_step(kind: Kind, case: Case, settings: Settings, note: str = "") -> Comparison:
+    """Time a step of the fast network alone."""
+    workload = case.workload(settings.device)
+    function = step(kind, workload.network(), workload.batch())
+    function()
+    measured = times({"fast": function}, settings.device, settings.repeats, settings.seconds)
+    return replace(case.row(kind, "s", measured["fast"]), note=note)
+
+
+def compare_step(kind: Kind, case: Case, settings: Settings) -> Comparison:
+    """Time a step of both networks, which begin with the same weights, and check that they compute the same.
+
+    Compared are the forecasts, or the losses and all gradients of the first step.
+    """
+    if note := case.too_much(kind, settings):
+        return time_step(kind, case, settings, note)
+    workload = case.workload(settings.device)
+    (fast, plain), batch = workload.networks(), workload.batch()
+    steps = {"fast": step(kind, fast, batch), "plain": step(kind, plain, batch)}
+    results = {name: {"": function()} for name, function in steps.items()}
+    what = f"{kind}, {case.sensors} sensors"
+    difference = checked(what, largest_difference(results["fast"], results["plain"]), TOLERANCE)
+    if kind != "forecast":
+        gradients = {name: weight.grad for name, weight in plain.named_parameters() if weight.grad is not None}
+        of_gradients = largest_difference(gradients_as_plain(fast), gradients)
+        difference = max(difference, checked(f"gradients of a {what}", of_gradients, GRADIENT_TOLERANCE))
+    measured = times(steps, settings.device, settings.repeats, settings.seconds)
+    return replace(case.row(kind, "s", measured["fast"]), plain=measured["plain"], difference=difference)
+
+
+def compare_memory(kind: Kind, case: Case, settings: Settings) -> Comparison:
+    """Measure the peak memory of one step of each network, above the interpreter's own."""
+    workload = case.workload(settings.device)
+    row = case.row(f"memory of a {kind}", "bytes", figure([peak_memory(kind, "fast", workload)]))
+    if note := case.too_much(kind, settings):
+        return replace(row, note=note)
+    return replace(row, plain=figure([peak_memory(kind, "plain", workload)]))

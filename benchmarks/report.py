@@ -1,0 +1,187 @@
+"""What a benchmark leaves: a JSON file of the machine, a table made from it, and the figure of cost against N."""
+
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from benchmarks.measure import Comparison
+from lib.devices import describe_device
+from lib.figures import COLOURS, save_figure
+from lib.files import REPOSITORY_ROOT, load_json, save_json, written_whole
+
+# Of each unit: size, name, and the least figure that it is shown in; the first that fits.
+UNITS = {
+    "s": ((60.0, "min", 180.0), (1.0, "s", 1.0), (1e-3, "ms", 0.0)),
+    "bytes": ((2.0**30, "GiB", 2.0**30), (2.0**20, "MiB", 0.0)),
+}
+NETWORKS = {"fast": "this project", "plain": "plain reference"}
+HEADER = ("measured", "shape", "N", "batch", *NETWORKS.values(), "ratio", "difference", "remarks")
+LEGEND = """\
+Medians of repeats after a warm-up, taken by turns, with both quartiles. Memory is that of one step in a process of its
+own, above what the interpreter had in use before. ≈ marks what was measured on a part of the work and multiplied. The
+ratio is plain reference / this project; the difference is the largest one of both results, relative to their scale.
+Both ways had the same threads and the same settings of the allocator (`lib.devices.configure_cpu`).
+"""
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of the machine's files: hardware and threads in lower case, joined by hyphens."""
+    return re.sub("[^a-z0-9]+", "-", describe_device(device).lower()).strip("-")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Return what figures depend on beside what was measured: date, commit, command, versions, hardware."""
+
+    def git(*arguments: str) -> str:
+        try:
+            command = ["git", "-C", str(REPOSITORY_ROOT), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": ["python", "-m", "benchmarks.run", *sys.argv[1:]],
+        "git_commit": git("rev-parse", "HEAD") or None,
+        "git_changes": bool(git("status", "--porcelain", "--", "*.py")),
+        "hardware": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "fastdtw")},
+        "system": platform.platform(),
+    }
+
+
+class Report:
+    """The results of one machine, in a folder: `<machine>.json`, `<machine>.md` and `<machine>_cost_against_n.png`.
+
+    Groups that were measured earlier stay as they are until they are measured again.
+    """
+
+    def __init__(self, folder: Path, machine: str) -> None:
+        self.json, self.table = folder / f"{machine}.json", folder / f"{machine}.md"
+        self.figure = folder / f"{machine}_cost_against_n.png"
+        self.groups: dict[str, dict[str, Any]] = load_json(self.json)["groups"] if self.json.exists() else {}
+
+    def begin(self, group: str, origin: Mapping[str, Any]) -> None:
+        """Begin a group anew."""
+        self.groups[group] = {**origin, "complete": False, "comparisons": []}
+
+    def add(self, group: str, comparison: Comparison) -> None:
+        """Add a comparison to a group, and write the JSON file, so that a broken-off run keeps it."""
+        self.groups[group]["comparisons"].append(comparison.record())
+        save_json(self.json, {"groups": self.groups})
+
+    def end(self, group: str) -> None:
+        """Write all files, the group being complete."""
+        self.groups[group]["complete"] = True
+        save_json(self.json, {"groups": self.groups})
+        with written_whole(self.table) as partial:
+            partial.write_text(markdown(self.groups), encoding="utf-8")
+        if group == "scaling":
+            save_figure(cost_against_sensors(self.groups[group]["comparisons"]), self.figure)
+
+
+def markdown(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of all groups, with what they were measured on."""
+    lines = []
+    for name, group in groups.items():
+        changes = " with changes" if group["git_changes"] else ""
+        state = "" if group["complete"] else ", broken off"
+        lines += [
+            f"## {name}",
+            "",
+            f"{group['date'][:10]}, {group['hardware']}, torch {group['packages']['torch']}, "
+            f"commit {str(group['git_commit'])[:7]}{changes}{state}: `{' '.join(group['command'])}`",
+            "",
+            table(group["comparisons"]),
+        ]
+    return f"# Benchmarks\n\n{LEGEND}\n" + "\n".join(lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as a Markdown table whose columns are aligned."""
+    cells = [HEADER, *map(row_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, tuple("-" * width for width in widths))
+    return "".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |\n" for row in cells
+    )
+
+
+def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one comparison, as JSON has it."""
+    return (
+        row["what"],
+        row["shape"],
+        str(row["sensors"]),
+        "" if row["batch"] is None else str(row["batch"]),
+        *(shown(row[name], row["unit"], name in row["extrapolated"]) for name in NETWORKS),
+        "" if row["ratio"] is None else f"{row['ratio']:.3g} x",
+        "" if row["difference"] is None else f"{row['difference']:.0e}",
+        row["note"],
+    )
+
+
+def shown(figure: Mapping[str, float] | None, unit: str, extrapolated: bool) -> str:
+    """Return a figure in a unit that fits it, with its quartiles where it was measured more than once."""
+    if figure is None:
+        return ""
+    size, name = next((size, name) for size, name, least in UNITS[unit] if figure["median"] >= least)
+    median, lower, upper = (f"{figure[key] / size:.3g}" for key in ("median", "lower_quartile", "upper_quartile"))
+    quartiles = f" ({lower} to {upper})" if figure["repeats"] > 1 else ""
+    return f"{'≈ ' if extrapolated else ''}{median} {name}{quartiles}"
+
+
+def cost_against_sensors(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw time and memory of a training step against N, on logarithmic scales, with the exponent b of a N^b."""
+    drawing = Figure(figsize=(9.0, 4.0), layout="constrained")
+    for axes, unit, size, label in zip(
+        drawing.subplots(1, 2),
+        ("s", "bytes"),
+        (1.0, 2.0**20),
+        ("training step, 1 sample (s)", "its peak memory (MiB)"),
+        strict=True,
+    ):
+        for (name, title), colour, marker in zip(NETWORKS.items(), COLOURS, "os", strict=False):
+            points = [(row["sensors"], row[name]["median"] / size) for row in rows if row["unit"] == unit and row[name]]
+            if points:
+                draw_power_law(axes, np.array(points), title, colour, marker)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        sensors = sorted({row["sensors"] for row in rows})
+        axes.set_xticks(sensors, labels=map(str, sensors))
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("sensors N")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return drawing
+
+
+def draw_power_law(axes: Axes, points: NDArray[np.float64], title: str, colour: str, marker: str) -> None:
+    """Draw points (n, 2) of cost against N, and the power law fitted to them where there are two or more."""
+    sensors, cost = points.T
+    if len(points) > 1:
+        exponent, factor = np.polyfit(np.log(sensors), np.log(cost), 1)
+        axes.plot(sensors, np.exp(factor) * sensors**exponent, "--", color=colour, linewidth=1)
+        title = f"{title}, $N^{{{exponent:.2f}}}$"
+    axes.plot(sensors, cost, marker, color=colour, label=title)
+
+
+def progress_line(group: str, comparison: Comparison) -> str:
+    """Return one line on a comparison as soon as it is there."""
+    what, shape, sensors, batch, fast, plain, ratio, _, note = row_cells(comparison.record())
+    return f"{group}: {what}, {shape} N={sensors}{f' B={batch}' if batch else ''}: {fast} | {plain} | {ratio} {note}"

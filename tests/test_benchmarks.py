@@ -1,0 +1,279 @@
+"""The plain references compute what the project computes, and a benchmark leaves its files. No test asserts a time."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import run
+from benchmarks.groups import GROUPS, Settings, windows_difference
+from benchmarks.measure import checked, figure, largest_difference, times
+from benchmarks.memory import peak_memory
+from benchmarks.plain_dtw import dtw_distance
+from benchmarks.plain_model import PlainDTGLKNet, gradients_as_plain
+from benchmarks.plain_windows import prepare_windows, save_windows
+from benchmarks.report import cost_against_sensors, markdown
+from benchmarks.workloads import NetworkSizes, Shape, simulated_workload, synthetic_network, synthetic_series
+from lib.data import WindowShape, prepare
+from lib.dtw import dtw_matrix
+from lib.errors import InputError
+from lib.files import load_json, load_npz
+from model.dtg_lknet import DTGLKNet
+
+WINDOWS = WindowShape(weeks=0, days=1, hours=3, horizon=4, points_per_hour=4)
+SIZES = NetworkSizes(layers=1, channels=8, heads=2, large_kernels=(5, 9))
+SHAPE = Shape("TINY", sensors=9, rows=150, features=3, windows=WINDOWS, batch=2, compared_batch=1)
+CPU = torch.device("cpu")
+
+
+def random_network(tokens: int = 4, horizon: int = 4, **sizes: int) -> DTGLKNet:
+    """Return a network of 9 sensors in float64 with all weights drawn, also those that start at zero."""
+    graphs = synthetic_network(9, 8, 3)
+    network = DTGLKNet(
+        *map(torch.from_numpy, (graphs.similarity, graphs.topology, graphs.laplacian_encoding)),
+        **{
+            "input_steps": 4 * tokens,
+            "horizon": horizon,
+            "patch_len": 4,
+            "channels": 8,
+            "layers": 2,
+            "heads": 2,
+            "large_kernels": (3, 15, 55),
+            **sizes,
+        },
+    ).double()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return network
+
+
+def random_inputs(network: DTGLKNet, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    sensors, steps = len(network.similarity_mask), network.front_end.patches.input_steps
+    series = torch.randn(batch, sensors, steps, dtype=torch.float64)
+    values, target = torch.randn(2, batch, sensors, network.horizon, dtype=torch.float64)
+    return series, values, target
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(11)
+
+
+@pytest.mark.parametrize("tokens", [4, 3])  # as many as the horizon has steps, and another number
+@pytest.mark.parametrize("training", [False, True])
+def test_both_networks_forecast_the_same(tokens: int, training: bool) -> None:
+    network = random_network(tokens).train(training)
+    plain = PlainDTGLKNet(network)
+    series, values, _ = random_inputs(network)
+    with torch.no_grad():
+        torch.testing.assert_close(network(series, values), plain(series, values), rtol=1e-9, atol=1e-9)
+        start = values[:, :, 0]
+        torch.testing.assert_close(network.rollout(series, start), plain.rollout(series, start), rtol=1e-9, atol=1e-9)
+    fast_statistics, statistics = (
+        [buffer for name, buffer in module.named_buffers() if "running" in name] for module in (network, plain)
+    )
+    assert len(statistics) == 2 * 2 * len(network.front_end.blocks)
+    torch.testing.assert_close(fast_statistics, statistics, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("through_rollout", [False, True])
+def test_both_networks_have_the_same_gradients(through_rollout: bool) -> None:
+    network = random_network().train()
+    plain = PlainDTGLKNet(network)
+    series, values, target = random_inputs(network)
+    for model in (network, plain):
+        forecast = model.rollout(series, values[:, :, 0]) if through_rollout else model(series, values)
+        F.l1_loss(forecast, target).backward()
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    gradients = gradients_as_plain(network)
+    assert gradients.keys() == expected.keys()
+    assert sum(map(torch.numel, gradients.values())) == sum(map(torch.numel, network.parameters()))
+    torch.testing.assert_close(gradients, expected, rtol=1e-8, atol=1e-11)
+
+
+def test_the_plain_network_has_weights_of_its_own() -> None:
+    network = random_network().eval()
+    plain = PlainDTGLKNet(network)
+    series, values, _ = random_inputs(network)
+    with torch.no_grad():
+        before = plain(series, values)
+        for parameter in network.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(plain(series, values), before)
+
+
+def test_a_network_of_another_kind_has_no_plain_one() -> None:
+    for part in ("deformable_patches", "large_branch", "small_branch", "use_laplacian_encoding", "time_gate"):
+        with pytest.raises(ValueError, match="found"):
+            PlainDTGLKNet(random_network(**{part: False}))
+    with pytest.raises(ValueError, match="without dropout"):
+        PlainDTGLKNet(random_network(dropout=0.1))
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, replace(WINDOWS, weeks=1, horizon=7), replace(WINDOWS, days=0)])
+def test_materialised_windows_are_those_by_index(windows: WindowShape) -> None:
+    reach = -int(windows.offsets.min())
+    series = synthetic_series(reach + windows.horizon + 20, 5, 2, 24 * windows.points_per_hour, seed=4)
+    assert windows_difference(series, windows) < 1e-6
+
+
+def test_materialised_windows_have_the_same_scaling_and_are_saved(tmp_path: Path) -> None:
+    series = synthetic_series(150, 5, 3, 96, seed=5)
+    windows, prepared = prepare_windows(series, WINDOWS), prepare(series, WINDOWS, "")
+    np.testing.assert_array_equal(windows["maximum"].ravel(), prepared.maximum)
+    np.testing.assert_array_equal(windows["minimum"].ravel(), prepared.minimum)
+    save_windows(tmp_path / "windows.npz", windows)
+    saved = load_npz(tmp_path / "windows.npz", tuple(windows))
+    for name, array in windows.items():
+        np.testing.assert_array_equal(saved[name], array)
+
+
+def test_textbook_dtw_is_that_of_the_library() -> None:
+    profiles = np.random.default_rng(0).normal(size=(4, 30))
+    matrix = dtw_matrix(profiles, show_progress=False)
+    expected = [[dtw_distance(first.tolist(), second.tolist()) for second in profiles] for first in profiles]
+    np.testing.assert_allclose(matrix, expected, rtol=1e-5)
+    assert dtw_distance([0.0, 1.0, 5.0], [0.0, 0.0, 1.0, 3.0]) == 2.0
+
+
+def test_a_simulated_network_is_like_a_road_network() -> None:
+    graphs = synthetic_network(307, 16, 1)
+    pairs = graphs.links.pairs
+    assert len(np.unique(pairs, axis=0)) == len(pairs) == round(1.1 * 307)
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert "components: 1;" in graphs.summary()
+    assert 0.01 < graphs.topology.mean() < 0.1
+    assert graphs.similarity.sum(axis=1).min() - 1 >= 10  # itself and the most similar ones
+
+
+def test_differences_are_relative_to_their_scale() -> None:
+    plain = {"large": torch.tensor([100.0, -200.0]), "tiny": torch.tensor([1e-9])}
+    assert largest_difference(plain, plain) == 0
+    assert largest_difference({**plain, "large": torch.tensor([101.0, -200.0])}, plain) == pytest.approx(0.005)
+    assert largest_difference({**plain, "tiny": torch.tensor([3e-9])}, plain) < 1e-8  # noise beside the other
+    assert checked("", 1e-5, 1e-4) == 1e-5
+    for difference in (1e-3, float("nan")):
+        with pytest.raises(AssertionError, match="differ by"):
+            checked("a step", difference, 1e-4)
+
+
+def test_what_is_compared_takes_turns() -> None:
+    calls: list[str] = []
+    measured = times({name: lambda name=name: calls.append(name) for name in "ab"}, CPU, repeats=3, seconds=60)
+    assert calls == list("abbaab")
+    assert {name: median.repeats for name, median in measured.items()} == {"a": 3, "b": 3}
+    assert times({"a": lambda: None}, CPU, repeats=5, seconds=-1)["a"].repeats == 2
+    assert figure([3.0, 1.0, 2.0, 10.0, 2.0]).median == 2.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be told apart from the parent's")
+def test_peak_memory_is_that_of_the_step_alone() -> None:
+    workload = simulated_workload(9, 1, WINDOWS, SIZES, CPU)
+    ballast = np.ones(2**25)  # 256 MiB, which ru_maxrss of a child begins with
+    assert 0 <= peak_memory("training step", "plain", workload) < ballast.nbytes // 4
+
+
+def tiny_settings() -> Settings:
+    return Settings(
+        CPU,
+        repeats=2,
+        shapes=(SHAPE,),
+        evaluated=SHAPE,
+        evaluation_batch=3,
+        full=True,
+        sizes=SIZES,
+        growing_sensors=(8, 12),
+        growing_sizes=SIZES,
+        growing_batches=(1, 2),
+        memory_limit=1.2e5,
+        plain_samples=20,
+        plain_pairs=2,
+    )
+
+
+def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.groups.peak_memory", lambda *step: 2**20 * step[-1].series.size)
+    run.measure(tiny_settings(), GROUPS, tmp_path, "machine")
+    groups = load_json(tmp_path / "machine.json")["groups"]
+    assert groups.keys() == GROUPS.keys()
+    for group in groups.values():
+        assert group["complete"]
+        assert {"date", "git_commit", "command", "hardware", "packages"} <= group.keys()
+        for row in group["comparisons"]:
+            assert row["fast"]["lower_quartile"] <= row["fast"]["median"] <= row["fast"]["upper_quartile"]
+            assert (row["ratio"] is None) == (row["plain"] is None)
+            if row["plain"] is not None:
+                assert row["ratio"] == row["plain"]["median"] / row["fast"]["median"]
+            elif row["batch"] == SHAPE.compared_batch:
+                assert "the limit is" in row["note"]
+    compared = {
+        name: [row["plain"] is not None for row in groups[name]["comparisons"]] for name in ("training", "batch")
+    }
+    assert compared == {"training": [True, False], "batch": [True, False]}
+    assert not any(row["plain"] for row in groups["fine-tuning"]["comparisons"])  # beyond the limit of memory
+    evaluated = groups["evaluation"]["comparisons"]
+    assert [row["extrapolated"] for row in evaluated] == [["fast", "plain"], ["plain"]]
+
+    text = (tmp_path / "machine.md").read_text(encoding="utf-8")
+    assert text == markdown(groups)
+    assert all(f"## {name}\n" in text for name in GROUPS)
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / f"machine_cost_against_n.{suffix}").stat().st_size > 1000
+
+    # One group alone is measured again, and the others stay as they are.
+    run.measure(replace(tiny_settings(), growing_batches=(1,)), ["batch"], tmp_path, "machine")
+    again = load_json(tmp_path / "machine.json")["groups"]
+    assert len(again["batch"]["comparisons"]) == 1
+    assert {name: group for name, group in again.items() if name != "batch"} == {
+        name: group for name, group in groups.items() if name != "batch"
+    }
+
+
+def test_a_group_that_is_broken_off_keeps_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(settings: Settings) -> object:
+        yield next(iter(GROUPS["batch"](settings)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run.GROUPS, "training", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run.measure(tiny_settings(), ["training"], tmp_path, "machine")
+    group = load_json(tmp_path / "machine.json")["groups"]["training"]
+    assert not group["complete"]
+    assert len(group["comparisons"]) == 1
+
+
+def test_the_exponent_of_the_cost_is_fitted() -> None:
+    def row(sensors: int, unit: str) -> dict[str, object]:
+        return {
+            "unit": unit,
+            "sensors": sensors,
+            "fast": {"median": 3.0 * sensors},
+            "plain": {"median": 0.1 * sensors**2} if sensors < 800 else None,
+        }
+
+    drawing = cost_against_sensors([row(sensors, unit) for sensors in (100, 200, 400, 800) for unit in ("s", "bytes")])
+    for axes in drawing.axes:
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels == ["this project, $N^{1.00}$", "plain reference, $N^{2.00}$"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "trainig"], "argument --only: invalid choice: 'trainig'"),
+        (["--repeats", "0"], "--repeats: found 0, expected a whole number from 1"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    with pytest.raises(InputError, match=message):
+        run.main()
