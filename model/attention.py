@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention_blocks import AttentionBlocks, attend
+from model.scaled_dot_product import scaled_dot_product
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -71,7 +72,8 @@ class TemporalAttention(nn.Module):
         B, N, M, C = query.shape
         query, key, value = (split_heads(x, self.heads) for x in (query, key, value))
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)  # (B N, heads, M, d)
+        earlier = torch.ones(M, M, dtype=torch.bool, device=query.device).tril() if causal else None
+        x = scaled_dot_product(query, key, value, earlier, dropout)  # (B N, heads, M, d)
         return self.output(x.transpose(1, 2).reshape(B, N, M, C))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ class CrossAttention(nn.Module):
         B, N, T, C = x.shape
         query, key, value = (split_heads(y, self.heads) for y in (self.query(x), *reading.chunk(2, dim=-1)))
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)  # (B N, heads, T, d)
+        y = scaled_dot_product(query, key, value, None, dropout)  # (B N, heads, T, d)
         return self.output(y.transpose(1, 2).reshape(B, N, T, C))
 
     def step(self, x: Tensor, reading: Tensor, step: int, past: list[Tensor]) -> Tensor:

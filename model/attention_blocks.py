@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from model.scaled_dot_product import scaled_dot_product
 
 BLOCK_SIZES = (8, 16, 32)
 OVERHEAD = 8  # gathering a key for a block costs about as much as this many scores
@@ -23,7 +24,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
         query: (B, N, M, C).
         key, value: (B, K, M, C).
         heads: attention heads; divides C.
-        mask: (N, K) or (B, 1, N, K), true where a query may look at a key; None allows everything.
+        mask: (N, K) or (B, 1, N, K), as `scaled_dot_product` has it.
         dropout: rate on the attention weights.
 
     Returns:
@@ -33,7 +34,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     query, key, value = (
         x.reshape(B, x.shape[1], M * heads, C // heads).transpose(1, 2) for x in (query, key, value)
     )  # (B, M heads, N or K, d)
-    y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    y = scaled_dot_product(query, key, value, mask, dropout)  # (B, M heads, N, d)
     return y.transpose(1, 2).reshape(B, N, M, C)
 
 
@@ -49,13 +50,13 @@ class AttentionBlocks(nn.Module):
     allowed: Tensor
     queries: Tensor
     keys: Tensor
-    block_allowed: Tensor
+    block_mask: Tensor
     places: Tensor
 
     def __init__(self, allowed: Tensor) -> None:
         super().__init__()
         # None of these is kept in checkpoints: they follow from the mask, which is.
-        for name in ("allowed", "queries", "keys", "block_allowed", "places"):
+        for name in ("allowed", "queries", "keys", "block_mask", "places"):
             self.register_buffer(name, None, persistent=False)
         self.arrange(allowed)
 
@@ -86,19 +87,21 @@ class AttentionBlocks(nn.Module):
         self.queries, self.keys, self.places = (
             torch.from_numpy(array).to(allowed.device) for array in (queries.ravel(), keys.ravel(), places)
         )
-        self.block_allowed = torch.from_numpy(block_allowed).to(allowed.device)  # (G, S, U)
+        # As numbers to add, for that is one pass over the scores in training where a mask of booleans takes two.
+        self.block_mask = torch.zeros(block_allowed.shape, device=allowed.device)  # (G, S, U)
+        self.block_mask[torch.from_numpy(~block_allowed)] = -torch.inf
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float) -> Tensor:
         """Let all sensors attend under the mask: all of (B, N, M, C)."""
         if not self.is_cut:
             return attend(query, key, value, heads, self.allowed, dropout)
         B = len(query)
-        G, S, U = self.block_allowed.shape
+        G, S, U = self.block_mask.shape
         query = query.index_select(1, self.queries).unflatten(1, (G, S)).flatten(0, 1)  # (B G, S, M, C)
         key, value = (
             x.index_select(1, self.keys).unflatten(1, (G, U)).flatten(0, 1) for x in (key, value)
         )  # (B G, U, M, C)
-        mask = self.block_allowed.expand(B, G, S, U).reshape(B * G, 1, S, U)
+        mask = self.block_mask.expand(B, G, S, U).reshape(B * G, 1, S, U)
         y = attend(query, key, value, heads, mask, dropout)
         return y.unflatten(0, (B, G)).flatten(1, 2).index_select(1, self.places)
 

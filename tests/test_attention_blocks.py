@@ -74,7 +74,7 @@ def test_sparse_masks_are_cut_and_dense_ones_are_not() -> None:
 
 
 def test_the_blocks_of_a_long_road_do_not_grow_with_its_length() -> None:
-    widths = {AttentionBlocks(torch.from_numpy(ring(length, 3))).block_allowed.shape[2] for length in (100, 200, 400)}
+    widths = {AttentionBlocks(torch.from_numpy(ring(length, 3))).block_mask.shape[2] for length in (100, 200, 400)}
     assert len(widths) == 1
 
 
