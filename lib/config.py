@@ -198,7 +198,7 @@ class TrainingConfig:
 class ModelConfig:
     """[Model]: which model, and its large-kernel patches."""
 
-    variant: Literal["described", "released", "enhanced", "stid"] = "described"  # model/build.py says what each is
+    variant: Literal["described", "released", "enhanced", "stid"] = "described"  # paper, its code, ours, opponent
     patch_len: CountOrZero = 0  # steps in a patch; 0 = points_per_hour
     large_kernels: OddKernels = (15, 17, 21, 27, 35, 55)  # nominal sizes in tokens, one a block
     deformable_patches: Switch = True  # off: regular patches
@@ -206,9 +206,9 @@ class ModelConfig:
     small_branch: Switch = True  # of the large-kernel blocks; off: the large branch only
     laplacian_encoding: Switch = True  # off: tokens do not know their sensor's place in the road network
     time_gate: Switch = True  # off: plain cross-attention to the memory
-    identity: Switch = True
-    readout: Switch = True
-    residual: Switch = True
+    identity: Switch = True  # of enhanced: tokens know sensor, time of day and day of the week
+    readout: Switch = True  # of enhanced: each step of the forecast also reads the whole memory
+    residual: Switch = True  # of enhanced: the forecast is a change of the last value
     history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
 
 
@@ -300,6 +300,8 @@ VARIANT_RULES = {
     "stid": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
 }
 
+TIMED_VARIANTS = ("enhanced", "stid")  # their forecasts depend on the time of day and the day of the week
+
 SECTIONS: dict[str, type[Any]] = {
     item.name.capitalize(): item.type
     for item in fields(Config)
@@ -348,6 +350,12 @@ def _some_branch(large: bool, small: bool) -> str | None:
     return None
 
 
+def _time_is_known(start: datetime | None, variant: str) -> str | None:
+    if start is None and variant in TIMED_VARIANTS:
+        return f"found nothing, expected the time of the first step, for variant = {variant} knows time and weekday"
+    return None
+
+
 _Name = tuple[str, str]  # section and key
 
 # The check takes the values of its settings, and answers what is wrong with the first of them.
@@ -356,6 +364,7 @@ _AGREEMENTS: tuple[tuple[tuple[_Name, ...], Callable[..., str | None]], ...] = (
     ((("Training", "num_of_hours"), ("Training", "num_of_days"), ("Training", "num_of_weeks")), _some_segment),
     ((("Training", "epochs"), ("Training", "fine_tune_epochs")), _some_epoch),
     ((("Model", "small_branch"), ("Model", "large_branch")), _some_branch),
+    ((("Data", "start"), ("Model", "variant")), _time_is_known),
     (
         (
             ("Model", "patch_len"),

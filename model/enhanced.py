@@ -11,32 +11,37 @@ DAYS_OF_WEEK = 7
 
 
 class SensorTimeEmbedding(nn.Module):
-    """Tell tokens which sensor they belong to, at which time of day and on which day of the week (STID, CIKM 2022).
+    """Tell tokens which sensor they belong to, at which time of day and on which day of the week.
+
+    STID (arXiv 2208.05233) learns a vector for each of the 288 steps of a day, of which a few weeks of training show
+    each only a few times. Here the time of day is a linear map of its first harmonics: smooth, and learnt sooner.
 
     Args:
         sensors: N.
         steps_per_day: time steps of a day.
         channels: C.
+        harmonics: of the day.
     """
 
-    def __init__(self, sensors: int, steps_per_day: int, channels: int) -> None:
+    waves: Tensor
+
+    def __init__(self, sensors: int, steps_per_day: int, channels: int, harmonics: int = 8) -> None:
         super().__init__()
         self.steps_per_day = steps_per_day
+        angle = torch.arange(steps_per_day).unsqueeze(1) / steps_per_day * torch.arange(1, harmonics + 1) * 2 * torch.pi
+        self.register_buffer("waves", torch.cat([angle.sin(), angle.cos()], dim=1), persistent=False)
+        self.time_of_day = nn.Linear(2 * harmonics, channels)
         self.sensor = nn.Parameter(torch.empty(sensors, 1, channels))
-        self.time_of_day = nn.Parameter(torch.empty(steps_per_day, channels))
         self.day_of_week = nn.Parameter(torch.empty(DAYS_OF_WEEK, channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw small embeddings, so that at the start the values speak louder."""
-        for embedding in self.parameters():
-            nn.init.normal_(embedding, std=0.1)
+        # Small, so that at the start the values speak louder.
+        nn.init.normal_(self.sensor, std=0.1)
+        nn.init.normal_(self.day_of_week, std=0.1)
 
     def forward(self, step_of_week: Tensor) -> Tensor:
-        """Return the embeddings (B, N, T, C) of all sensors at steps of the week (B, T)."""
-        steps = step_of_week % self.steps_per_day
-        days = step_of_week // self.steps_per_day % DAYS_OF_WEEK  # steps ahead may lie in the next week
-        return self.sensor + (self.time_of_day[steps] + self.day_of_week[days]).unsqueeze(1)
+        """Return the embeddings (B, N, T, C) of all sensors at steps of the week (B, T), or up to a day beyond it."""
+        time = self.time_of_day(self.waves[step_of_week % self.steps_per_day])  # (B, T, C)
+        day = self.day_of_week[step_of_week // self.steps_per_day % DAYS_OF_WEEK]
+        return self.sensor + (time + day).unsqueeze(1)
 
 
 class EnhancedDTGLKNet(DTGLKNet):

@@ -57,6 +57,7 @@ num_of_vertices = {data.shape[1]}
 points_per_hour = {points_per_hour}
 num_for_predict = {horizon}
 dataset_name = {name}
+start = 2018-03-05
 
 [Training]
 batch_size = {batch_size}

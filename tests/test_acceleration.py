@@ -105,7 +105,7 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(make_dataset: 
     steps = []
     for at_once in (0, 3):
         path = make_dataset(data, name=f"TINY{at_once}", extra=extra.format(at_once))
-        config = load_config(path, ["Data.missing=interpolate", "Data.start=2024-01-01", "Training.batch_size=8"])
+        config = load_config(path, ["Data.missing=interpolate", "Training.batch_size=8"])
         trainer = start_experiment(config, tmp_path / "out", "run", build_model).trainer
         batch = next(trainer.windows.batches(trainer.label_starts["train"], 8))
         assert trainer.micro_batch == (at_once or 8)
