@@ -38,6 +38,10 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "released-similarity": ("Graph.similarity=released",),
     "dtw-of-all-days": ("Graph.dtw_rows=all",),
     "released-code": ("Model.variant=released",),
+    "enhanced": ("Model.variant=enhanced",),
+    "enhanced-no-identity": ("Model.variant=enhanced", "Model.identity=off"),
+    "enhanced-no-readout": ("Model.variant=enhanced", "Model.readout=off"),
+    "enhanced-no-residual": ("Model.variant=enhanced", "Model.residual=off"),
 }
 HEADER = ("variant", "changed", "seeds", "val_mae", "mae", "mae_sd", "rmse", "rmse_sd", "mape", "mape_sd")
 DIFFERENCE_HEADER = ("mae_difference", "interval_low", "interval_high")
