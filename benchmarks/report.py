@@ -1,12 +1,7 @@
 """What a benchmark leaves: a JSON file of the machine, a table made from it, and the figure of cost against N."""
 
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import Comparison
 from lib.devices import describe_device
 from lib.figures import COLOURS, save_figure
-from lib.files import REPOSITORY_ROOT, load_json, save_json, written_whole
+from lib.files import load_json, save_json, written_whole
 
 # Of each unit: size, name, and the least figure that it is shown in; the first that fits.
 UNITS = {
@@ -39,29 +34,6 @@ Both ways had the same threads and the same settings of the allocator (`lib.devi
 def machine_name(device: torch.device) -> str:
     """Return the name of the machine's files: hardware and threads in lower case, joined by hyphens."""
     return re.sub("[^a-z0-9]+", "-", describe_device(device).lower()).strip("-")
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Return what figures depend on beside what was measured: date, commit, command, versions, hardware."""
-
-    def git(*arguments: str) -> str:
-        try:
-            command = ["git", "-C", str(REPOSITORY_ROOT), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.run", *sys.argv[1:]],
-        "git_commit": git("rev-parse", "HEAD") or None,
-        "git_changes": bool(git("status", "--porcelain", "--", "*.py")),
-        "hardware": describe_device(device),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "fastdtw")},
-        "system": platform.platform(),
-    }
 
 
 class Report:
@@ -103,7 +75,7 @@ def markdown(groups: Mapping[str, Mapping[str, Any]]) -> str:
         lines += [
             f"## {name}",
             "",
-            f"{group['date'][:10]}, {group['hardware']}, torch {group['packages']['torch']}, "
+            f"{group['started'][:10]}, {group['hardware']}, torch {group['packages']['torch']}, "
             f"commit {str(group['git_commit'])[:7]}{changes}{state}: `{' '.join(group['command'])}`",
             "",
             table(group["comparisons"]),

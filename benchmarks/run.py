@@ -9,11 +9,12 @@ import torch
 
 from benchmarks.groups import GIBIBYTE, GROUPS, Settings, quick
 from benchmarks.memory import release_memory
-from benchmarks.report import Report, machine_name, progress_line, provenance, table
+from benchmarks.report import Report, machine_name, progress_line, table
 from lib.command_line import ScriptParser
 from lib.devices import choose_device, configure_cpu
 from lib.errors import run_script
 from lib.files import REPOSITORY_ROOT
+from lib.provenance import provenance
 
 EXAMPLES = """examples:
   python -m benchmarks.run

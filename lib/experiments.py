@@ -1,17 +1,13 @@
 """A run from its settings to its results: one folder that explains itself, made once and never overwritten."""
 
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from lib.devices import choose_device, configure_cpu, describe_device, peak_memo
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, reason, save_json, written_whole
 from lib.preparation import calendar, graphs_for, links_for, prepared_for, sensor_names
+from lib.provenance import provenance
 from lib.report_page import make_report
 from lib.reporting import (
     METRICS,
@@ -80,31 +77,6 @@ def new_run_folder(folder: Path) -> Iterator[Path]:
         raise InputError(taken if found else f"{folder}: cannot be made: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def describe_environment(config: Config, device: torch.device) -> dict[str, Any]:
-    """Return what a result depends on beside its settings: versions, hardware, seed, commit and command."""
-
-    def git(*arguments: str) -> str:
-        try:
-            command = ["git", "-C", str(REPOSITORY_ROOT), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "seed": config.training.seed,
-        "git_commit": git("rev-parse", "HEAD") or None,
-        "git_changes": bool(git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "pandas", "matplotlib")},
-        "system": platform.platform(),
-        "device": device.type,
-        "hardware": describe_device(device),
-        "threads": torch.get_num_threads(),
-    }
 
 
 @dataclass(frozen=True)
@@ -198,7 +170,7 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
     with new_run_folder(folder) as partial:
         with written_whole(partial / SETTINGS) as settings:
             settings.write_text(config.to_ini(), encoding="utf-8")
-        save_json(partial / "environment.json", describe_environment(config, device))
+        save_json(partial / "environment.json", {"seed": config.training.seed, **provenance(device)})
         trainer.folder = partial
         trainer.save(LAST)
         trainer.folder = folder

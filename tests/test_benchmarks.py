@@ -207,7 +207,7 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert groups.keys() == GROUPS.keys()
     for group in groups.values():
         assert group["complete"]
-        assert {"date", "git_commit", "command", "hardware", "packages"} <= group.keys()
+        assert {"started", "git_commit", "command", "hardware", "packages"} <= group.keys()
         for row in group["comparisons"]:
             assert row["fast"]["lower_quartile"] <= row["fast"]["median"] <= row["fast"]["upper_quartile"]
             assert (row["ratio"] is None) == (row["plain"] is None)
