@@ -7,6 +7,7 @@ import numpy as np
 
 from lib.checkpoints import BEST
 from lib.command_line import ScriptParser
+from lib.config import TIMED_VARIANTS
 from lib.errors import InputError, run_script
 from lib.files import check_writable
 from lib.forecasting import (
@@ -69,6 +70,9 @@ def predict(forecaster: Forecaster, source: Path, output: Path, max_gap: int, ev
     inputs, filled = model_inputs(history, forecaster.offsets, max_gap)
     first, last = history.label(len(history.flow) - forecaster.steps_needed), history.label(len(history.flow) - 1)
     print(f"{source}: the forecast needs {forecaster.steps_needed} steps before it: read {first} .. {last}")
+    if history.start is None and forecaster.config.model.variant in TIMED_VARIANTS:
+        start = forecaster.config.data.start
+        print(f"{source} has no times, and the forecast depends on them: step 0 is taken for {start}, as in training")
     if filled:
         print(f"filled {filled} of {inputs.size} input values, in gaps of at most {max_gap} steps")
 

@@ -70,6 +70,10 @@ def parse_arguments() -> argparse.Namespace:
             raise InputError(f"--resume: found --{flag.replace('_', '-')} too, expected the run's own settings alone")
     if arguments.test_only and not arguments.weights:
         raise InputError("--test-only: found no --weights, expected the weights to test")
+    for flag in ("test_only", "export"):
+        if arguments.dry_run and getattr(arguments, flag):
+            other = f"--{flag.replace('_', '-')}"
+            raise InputError(f"--dry-run: found {other} too, expected one of them: a dry run trains and keeps nothing")
     for flag in ("weights", "export", "dry_run"):
         if len(arguments.seed or ()) > 1 and getattr(arguments, flag):
             raise InputError(f"--seed: found several with --{flag.replace('_', '-')}, expected one")

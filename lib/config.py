@@ -196,7 +196,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """[Model]: which model, and its large-kernel patches."""
+    """[Model]: which model, and which parts it has."""
 
     variant: Literal["described", "released", "enhanced", "stid"] = "described"  # paper, its code, ours, opponent
     patch_len: CountOrZero = 0  # steps in a patch; 0 = points_per_hour
@@ -300,6 +300,9 @@ VARIANT_RULES = {
     "stid": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
 }
 
+# Settings of [Model] that one variant alone has.
+OWN_SETTINGS = {"identity": "enhanced", "readout": "enhanced", "residual": "enhanced", "history_steps": "stid"}
+
 TIMED_VARIANTS = ("enhanced", "stid")  # their forecasts depend on the time of day and the day of the week
 
 SECTIONS: dict[str, type[Any]] = {
@@ -350,6 +353,19 @@ def _some_branch(large: bool, small: bool) -> str | None:
     return None
 
 
+def _history_fits_input(history_steps: int, points_per_hour: int, weeks: int, days: int, hours: int) -> str | None:
+    input_steps = (weeks + days + hours) * points_per_hour
+    if history_steps > input_steps > 0:
+        return f"found {history_steps}, expected 0 (points_per_hour) or at most the {input_steps} input steps"
+    return None
+
+
+def _computed_one_way(compiled: bool, gradient_checkpointing: bool) -> str | None:
+    if compiled and gradient_checkpointing:  # PyTorch's compiler takes no checkpoint with contexts of its own
+        return "found on like gradient_checkpointing, expected one of them at most"
+    return None
+
+
 def _time_is_known(start: datetime | None, variant: str) -> str | None:
     if start is None and variant in TIMED_VARIANTS:
         return f"found nothing, expected the time of the first step, for variant = {variant} knows time and weekday"
@@ -365,6 +381,17 @@ _AGREEMENTS: tuple[tuple[tuple[_Name, ...], Callable[..., str | None]], ...] = (
     ((("Training", "epochs"), ("Training", "fine_tune_epochs")), _some_epoch),
     ((("Model", "small_branch"), ("Model", "large_branch")), _some_branch),
     ((("Data", "start"), ("Model", "variant")), _time_is_known),
+    ((("Runtime", "compile"), ("Runtime", "gradient_checkpointing")), _computed_one_way),
+    (
+        (
+            ("Model", "history_steps"),
+            ("Data", "points_per_hour"),
+            ("Training", "num_of_weeks"),
+            ("Training", "num_of_days"),
+            ("Training", "num_of_hours"),
+        ),
+        _history_fits_input,
+    ),
     (
         (
             ("Model", "patch_len"),
@@ -417,7 +444,7 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
         _apply_override(override, entries, faults)
 
     unused = [key for section, key in entries if key in UNUSED_KEYS.get(section, ())]
-    notices = (f"{path}: not used any more and ignored: {', '.join(unused)}",) if unused else ()
+    notices = [f"{path}: not used any more and ignored: {', '.join(unused)}"] if unused else []
 
     values = {}
     for section, settings in SECTIONS.items():
@@ -438,14 +465,19 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
     if faults:
         raise InputError("\n".join(map(printable, faults)))
 
-    for key, rule in VARIANT_RULES[values["Model", "variant"]].items():
+    variant = values["Model", "variant"]
+    for item in fields(ModelConfig):
+        owner = OWN_SETTINGS.get(item.name, variant)
+        if owner != variant and values["Model", item.name] != item.default:
+            notices.append(f"{path}: [Model] {item.name} is ignored with variant = {variant}, it is of {owner} alone")
+    for key, rule in VARIANT_RULES[variant].items():
         if values["Graph", key] == "auto":
             values["Graph", key] = rule
     built = {
         section.lower(): settings(**{item.name: values[section, item.name] for item in fields(settings)})
         for section, settings in SECTIONS.items()
     }
-    return Config(**built, source=path, notices=notices)
+    return Config(**built, source=path, notices=tuple(notices))
 
 
 def _value(setting: Field[Any], entry: _Entry | None) -> Any:

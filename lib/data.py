@@ -434,6 +434,11 @@ class Batch(NamedTuple):
         """How many samples these are, each counted by the share of its targets that is known."""
         return len(self.series) if self.known is None else self.known.sum() / self.known[0].numel()
 
+    def share_of(self, batch: "Batch") -> float | Tensor:
+        """Return the share that this part has of the weight of a batch; 0 where the batch has none."""
+        share = self.weight / batch.weight
+        return share.nan_to_num() if isinstance(share, Tensor) else share
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
         return Batch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]

@@ -90,8 +90,8 @@ def collect(config_path: Path, experiments: Path) -> Collection:
     """Collect the finished runs of a data set whose settings are those of its configuration, and its baselines.
 
     Seed, variant (with its graph rules) and what is under [Runtime] may differ, and the variant `stid` has the settings
-    that it is given as a baseline; a run that differs in anything else, or was tested on other targets than the first,
-    is left out, and it is said.
+    that it is given as a baseline; a run that differs in anything else, or was tested on other targets than the first
+    that counts, is left out, and it is said.
     """
     base = load_config(config_path)
     dataset = base.data.dataset_name
@@ -105,12 +105,12 @@ def collect(config_path: Path, experiments: Path) -> Collection:
         wanted = load_config(config_path, [*own, f"Training.seed={run.training.seed}"])
         metrics = load_json(path)
         found = metrics["test_set"]["fingerprint"]
-        test_set = test_set or (found, path.parent)
         if differing := _differing_settings(run, wanted):
             left_out.append(f"{path.parent.name}: other settings than {config_path.name} ({', '.join(differing)})")
-        elif found != test_set[0]:
+        elif test_set and found != test_set[0]:
             left_out.append(f"{path.parent.name}: tested on other targets than {test_set[1].name}")
         else:
+            test_set = test_set or (found, path.parent)
             groups.setdefault(variant, []).append(metrics)
 
     rows = _rows(groups, dataset, lambda scores: scores["overall"])
@@ -163,30 +163,28 @@ def _means(scores: Sequence[Scores], names: Sequence[str]) -> dict[str, tuple[fl
 def render(rows: Iterable[Row], datasets: Sequence[str], style: str) -> str:
     """Return a table as `md`, `tex` or `csv`: a line for each model and way of counting, three columns a data set.
 
-    The best mean of each column is bold; a cell that has not been measured is empty.
+    The best mean of each column is bold, for each way of counting; a cell that has not been measured is empty.
     """
     rows = list(rows)
     if style == "csv":
         return _render_csv(rows)
     cells = {(row.model, row.zeros, row.dataset, score): row for row in rows for score in row.scores}
     best = {
-        (dataset, score): min(
-            (row.scores[score][0] for row in rows if row.dataset == dataset and score in row.scores), default=None
+        (zeros, dataset, score): min(
+            row.scores[score][0] for row in rows if (row.zeros, row.dataset) == (zeros, dataset) and score in row.scores
         )
-        for dataset in datasets
-        for score in SCORES
+        for _, zeros, dataset, score in cells
     }
     bold, mark = ("**{}**", "<sup>{}</sup>") if style == "md" else (r"\textbf{{{}}}", "$^{{{}}}$")
     header = ["model", *(f"{dataset} {score.upper()}" for dataset in datasets for score in SCORES)]
     lines = [header]
     for model, zeros in dict.fromkeys((row.model, row.zeros) for row in rows):
-        seeds = [row.seeds for row in rows if (row.model, row.zeros) == (model, zeros) and row.seeds]
-        name = f"{model}{f' ({min(seeds)} seeds)' if seeds else ''}{mark.format(COUNTINGS[zeros])}"
-        line = [name]
+        runs = [row.seeds for row in rows if (row.model, row.zeros) == (model, zeros) and row.seeds]
+        line = [f"{model}{_seeds(runs)}{mark.format(COUNTINGS[zeros])}"]
         for dataset in datasets:
             for score in SCORES:
                 row = cells.get((model, zeros, dataset, score))
-                line.append("" if row is None else _cell(row.scores[score], best[dataset, score], bold, style))
+                line.append("" if row is None else _cell(row.scores[score], best[zeros, dataset, score], bold, style))
         lines.append(line)
     used = {COUNTINGS[row.zeros] for row in rows}
     notes = [f"{mark.format(letter)} {text}." for letter, text in FOOTNOTES.items() if letter in used]
@@ -200,7 +198,13 @@ def render(rows: Iterable[Row], datasets: Sequence[str], style: str) -> str:
     return "\n".join([begin, r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", "", *notes]) + "\n"
 
 
-def _cell(score: tuple[float, float | None], best: float | None, bold: str, style: str) -> str:
+def _seeds(runs: Sequence[int]) -> str:
+    """Return how many seeds a line is of; where that differs between data sets, for each of them."""
+    numbers = list(runs if len(set(runs)) > 1 else runs[:1])
+    return f" ({', '.join(map(str, numbers))} seed{'' if numbers == [1] else 's'})" if numbers else ""
+
+
+def _cell(score: tuple[float, float | None], best: float, bold: str, style: str) -> str:
     mean, deviation = score
     text = bold.format(f"{mean:.2f}") if mean == best else f"{mean:.2f}"
     if deviation is None:

@@ -249,7 +249,7 @@ class Trainer:
             {
                 "epoch": number,
                 "stage": stage.name,
-                "learning_rate": stage.learning_rate,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],  # of the last step
                 "train_loss": train_loss,
                 "val_loss": validated.loss,
                 **{f"val_{name}": value for name, value in validated.errors.overall().items()},
@@ -310,7 +310,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.windows.device)
         for part in batch.split(self.micro_batch):
-            part_loss = self._loss(stage, part) * (part.weight / batch.weight)
+            part_loss = self._loss(stage, part) * part.share_of(batch)
             part_loss.backward()
             loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm or math.inf)

@@ -122,11 +122,12 @@ def partition(allowed: NDArray[np.bool_], size: int) -> list[Block]:
     neighbours = [np.flatnonzero(row) for row in allowed]
     seen_by = [np.flatnonzero(column) for column in allowed.T]
     left = np.ones(len(allowed), dtype=np.bool_)
-    left_neighbours = allowed.sum(axis=1)
+    degree = allowed.sum(axis=1)
+    left_neighbours = degree.copy()
     blocks = []
     while left.any():
         union = np.zeros(len(allowed), dtype=np.bool_)
-        widening = allowed.sum(axis=1)  # how many keys a sensor would add to the block
+        widening = degree.copy()  # how many keys a sensor would add to the block
         sensor = int(np.where(left, left_neighbours, len(allowed) + 1).argmin())
         members = []
         while True:

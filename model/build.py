@@ -21,7 +21,7 @@ VARIANTS: dict[str, type[nn.Module]] = {  # the paper's model, its code's, ours,
 def build_model(
     similarity_mask: Tensor, topology_mask: Tensor, laplacian_encoding: Tensor, *, variant: str, **sizes: Any
 ) -> nn.Module:
-    """Build a variant of the network on its graphs; `sizes` are the keyword arguments of `DTGLKNet`."""
+    """Build a variant of the network on its graphs; `sizes` are the keyword arguments of its class."""
     return VARIANTS[variant](similarity_mask, topology_mask, laplacian_encoding, **sizes)
 
 

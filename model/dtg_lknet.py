@@ -44,7 +44,7 @@ class LargeKernelFrontEnd(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, series: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map the series (B, N, L) to tokens (B, N, M, C); a context of that shape is added to the embedded patches."""
+        """Map the series (B, N, L) to tokens (B, N, M, C); a context (B, N, 1 or M, C) is added to embedded patches."""
         tokens = self.patch_embedding(self.patches(series))  # (B, N, M, C)
         return self.blocks(tokens if context is None else tokens + context)
 
@@ -179,7 +179,7 @@ class DTGLKNet(nn.Module):
         self.register_buffer("laplacian_encoding", laplacian_encoding)
         self.similarity_graph = AttentionBlocks(similarity_mask)
         self.topology_graph = AttentionBlocks(topology_mask)
-        self.register_load_state_dict_post_hook(lambda _module, _keys: self.arrange_graphs())
+        self.register_load_state_dict_post_hook(lambda module, _keys: module.arrange_graphs())
 
         self.front_end = LargeKernelFrontEnd(
             DeformablePatches(input_steps, patch_len) if deformable_patches else RegularPatches(patch_len),

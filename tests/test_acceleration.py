@@ -1,5 +1,6 @@
 """Other ways to compute the same: each against the plain one."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,7 @@ def test_what_cannot_be_computed_here_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 @torch.no_grad()
 def test_compiled_forecasts_are_the_same() -> None:

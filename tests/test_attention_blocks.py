@@ -1,5 +1,7 @@
 """Attention in blocks against dense attention under the same mask, on networks of many shapes."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,6 @@ def test_loaded_masks_are_arranged_anew() -> None:
         assert torch.equal(model.rollout(series, start), expected)
         restored = restore_model({**sizes, "heads": 2}, other.state_dict()).eval()
         assert torch.equal(restored.rollout(series, start), expected)
+        copied = deepcopy(build_model(*graphs[0], torch.randn(60, 2), **sizes, heads=2)).eval()
+        copied.load_state_dict(other.state_dict())
+        assert torch.equal(copied.rollout(series, start), expected)

@@ -532,6 +532,8 @@ CASES = [
          "--name: found '', expected a name without '/' that does not start with '.'"),
     case("range", "export-of-another-variant", f"{RUN} --set Model.variant=stid --export epoch50", nothing,
          "--export: found variant stid, expected described or released, whose code the file is for"),
+    case("range", "export-of-a-dry-run", f"{RUN} --dry-run --export epoch50", nothing,
+         "--dry-run: found --export too, expected one of them: a dry run trains and keeps nothing"),
     case("range", "run-name", f"{RUN}/three", nothing,
          "--name: found 'two/three', expected a name without '/' that does not start with '.'"),
     case("range", "radius-0", f"{DTW} --method fastdtw --radius 0", nothing,

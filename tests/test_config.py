@@ -391,6 +391,30 @@ def test_patches_must_fill_the_input():
     assert load_config(PEMS04, ["Model.patch_len=44", "Training.num_of_hours=6"]).patch_len == 44
 
 
+def test_the_history_is_part_of_the_input():
+    assert faults_of(PEMS04, "Model.history_steps=145") == [
+        "--set Model.history_steps=145: found 145, expected 0 (points_per_hour) or at most the 144 input steps"
+    ]
+    assert load_config(PEMS04, ["Model.variant=stid", "Model.history_steps=144"]).model.history_steps == 144
+
+
+def test_a_compiled_model_is_not_computed_again():
+    assert faults_of(PEMS04, "Runtime.compile=on", "Runtime.gradient_checkpointing=on") == [
+        "--set Runtime.compile=on: found on like gradient_checkpointing, expected one of them at most"
+    ]
+
+
+def test_what_a_variant_ignores_is_said():
+    off = ["Model.identity=off", "Model.history_steps=6"]
+    said = "[Model] {} is ignored with variant = {}, it is of {} alone".format
+    assert load_config(PEMS04, off).notices == (
+        f"{PEMS04}: {said('identity', 'described', 'enhanced')}",
+        f"{PEMS04}: {said('history_steps', 'described', 'stid')}",
+    )
+    enhanced = load_config(PEMS04, [*off, "Model.variant=enhanced"])
+    assert enhanced.notices == (f"{PEMS04}: {said('history_steps', 'enhanced', 'stid')}",)
+
+
 def test_settings_are_compared_even_when_others_are_wrong():
     assert faults_of(PEMS04, "Training.nb_head=6", "Training.epochs=x") == [
         "--set Training.epochs=x: found 'x', expected an integer of at least 0",

@@ -341,6 +341,16 @@ def test_losses_are_weighted_by_known_targets(runs: dict[str, Path], tmp_path: P
     assert mean == pytest.approx(np.average(losses, weights=counts), rel=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [0, 2])
+def test_a_batch_without_any_target_teaches_nothing(runs: dict[str, Path], tmp_path: Path, at_once: int) -> None:
+    config = settings_of(runs["gaps"])
+    config = replace(config, runtime=replace(config.runtime, micro_batch=at_once))
+    trainer = start_experiment(config, tmp_path, "again", build_model).trainer
+    loss = trainer._step(trainer.stages[0], trainer.windows.batch(torch.arange(245, 250)))  # see gappy_series
+    assert loss == 0
+    assert not any(weight.grad.any() for weight in trainer.model.parameters() if weight.grad is not None)
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_a_run_with_gaps_is_resumed_exactly(runs: dict[str, Path], tmp_path: Path) -> None:
     config = settings_of(runs["gaps"])

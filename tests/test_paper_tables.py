@@ -13,7 +13,7 @@ from lib.baselines import PERCEPTRON_SETTINGS
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
 from lib.files import REPOSITORY_ROOT, save_json
-from lib.paper_tables import collect, read_published, render
+from lib.paper_tables import Row, collect, read_published, render
 from tests.conftest import DatasetMaker
 
 PUBLISHED = REPOSITORY_ROOT / "results" / "published.csv"
@@ -96,6 +96,17 @@ def test_every_variant_with_runs_has_its_row(experiments: tuple[Path, Path]) -> 
     assert left_out[2:] == ["stid-strange: tested on other targets than described-1"]
 
 
+def test_a_run_that_does_not_count_leaves_no_other_out(experiments: tuple[Path, Path]) -> None:
+    path, root = experiments
+    before = collect(path, root)
+    config = load_config(path, ["Data.missing=zero_is_missing"])
+    fabricate_run(root, config, "a-first-by-name", 1.0, fingerprint="of known targets")
+    after = collect(path, root)
+    assert after.rows == before.rows
+    reason = "a-first-by-name: other settings than TINY.conf (data.missing)"
+    assert after.left_out == [reason, *before.left_out]
+
+
 def test_tables_in_three_formats(experiments: tuple[Path, Path]) -> None:
     rows = collect(*experiments).rows
     markdown = render(rows, ["TINY"], "md")
@@ -103,7 +114,7 @@ def test_tables_in_three_formats(experiments: tuple[Path, Path]) -> None:
         "| DTG-LKNet, described (3 seeds)<sup>a</sup> | **5.20** ± 0.20 | **10.40** ± 0.40 | **15.60** ± 0.60 |"
         in markdown
     )
-    assert markdown.count("**") == 2 * 4  # the MAPE is the same for both ways of counting
+    assert markdown.count("**") == 2 * 6  # three scores, each counted in two ways
     assert "<sup>b</sup> MAE and RMSE leave targets of 0 out" in markdown
     latex = render(rows, ["TINY"], "tex")
     assert r"DTG-LKNet, described (3 seeds)$^{a}$ & \textbf{5.20} $\pm$ 0.20" in latex
@@ -154,3 +165,18 @@ def test_script(
         run_script(paper_tables.main)
     assert ended.value.code == 2
     assert "(did you mean 'PEMS04'?)" in capsys.readouterr().err
+
+
+def test_a_line_says_how_many_seeds_it_is_of() -> None:
+    def line(*seeds: int | None) -> str:
+        datasets = [f"SET{number}" for number in range(len(seeds))]
+        rows = [
+            Row("model", name, "yes", runs, {"mae": (1.0, None)}, "")
+            for name, runs in zip(datasets, seeds, strict=True)
+        ]
+        return render(rows, datasets, "md").splitlines()[2].split("<sup>")[0]
+
+    assert line(None) == "| model"
+    assert line(1) == "| model (1 seed)"
+    assert line(3, 3) == "| model (3 seeds)"
+    assert line(3, 1) == "| model (3, 1 seeds)"

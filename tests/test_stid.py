@@ -155,7 +155,7 @@ def test_the_other_scripts_take_its_runs(
     series, forecast = tmp_path / "TINY" / "TINY.npz", tmp_path / "forecast.csv"
     assert call("predict.py", "--run", run, "--input", series, "--output", forecast) == 0
     assert len(forecast.read_text().splitlines()) == 1 + 3 * 5
-    capsys.readouterr()
+    assert "step 0 is taken for 2018-03-05 00:00:00, as in training" in capsys.readouterr().out
     assert call("erf_conv.py", "--run", run) == 2
     expected = f"error: --run: found a perceptron (variant stid) in {run}, expected a model with an encoder\n"
     assert capsys.readouterr().err == expected

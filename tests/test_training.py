@@ -112,8 +112,21 @@ def test_resuming_equals_not_stopping(make_dataset: DatasetMaker, tmp_path: Path
         assert_same_runs(whole, resumed.folder)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_the_same(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=1, fine_tune_epochs=1), ["Training.max_batches=4"])  # checkpoints by epoch
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],  # checkpoints by epoch
+        [
+            *("Model.variant=enhanced", "Training.dropout=0.2", "Training.schedule=cosine"),
+            *("Training.weight_decay=0.1", "Runtime.micro_batch=5", "Runtime.gradient_checkpointing=on"),
+            *("Runtime.precision=bf16", "Runtime.data=host", "Runtime.checkpoint_minutes=1e-9"),
+        ],
+    ],
+)
+def test_a_run_that_is_killed_again_and_again_ends_the_same(
+    make_dataset: DatasetMaker, tmp_path: Path, settings: list[str]
+) -> None:
+    config = load_config(make_dataset(epochs=1, fine_tune_epochs=1), ["Training.max_batches=4", *settings])
     whole = run(config, tmp_path / "out", "whole")
     experiment = start(config, tmp_path / "out", "killed")
     for last_step in (2, 5, 1, 9):
@@ -178,6 +191,26 @@ def test_the_second_stage_starts_from_the_best_weights_of_the_first(make_dataset
     assert [entry["best"] for entry in trainer.progress.history] == [True, False, False]
     assert all(torch.equal(best[key], snapshots[batches][key]) for key in best)  # after epoch 1
     assert all(torch.equal(best[key], snapshots[2 * batches][key]) for key in best)  # where stage 2 starts
+
+
+def test_a_cosine_falls_within_each_stage(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1), ["Training.schedule=cosine"])
+    trainer = start(config, tmp_path / "out").trainer
+    step, rates = trainer._step, []
+
+    def remember(*arguments: Any) -> torch.Tensor:
+        loss = step(*arguments)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return loss
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer, "_step", remember)
+        trainer.fit()
+    batches = len(rates) // 3
+    shares = [(1 + np.cos(np.pi * np.arange(steps) / steps)) / 2 for steps in (2 * batches, batches)]
+    assert rates == pytest.approx([*(0.003 * shares[0]), *(0.0003 * shares[1])])
+    logged = [entry["learning_rate"] for entry in trainer.progress.history]
+    assert logged == rates[batches - 1 :: batches]  # of the last step of each epoch
 
 
 def test_patience_ends_a_stage(make_dataset: DatasetMaker, tmp_path: Path) -> None:
