@@ -59,7 +59,14 @@ def parse_arguments() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant, with seeds 1, 2, ... (default: 3)")
-    parser.add_argument("--only", nargs="+", default=list(ABLATIONS), metavar="VARIANT", help=", ".join(ABLATIONS))
+    paper = [name for name in ABLATIONS if not name.startswith("enhanced")]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=paper,
+        metavar="VARIANT",
+        help=f"{', '.join(ABLATIONS)} (default: those of the paper, without enhanced...)",
+    )
     parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
     parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")
     arguments = parser.parse_args()

@@ -61,7 +61,13 @@ def main() -> None:
     default = ("front_end", f"encoder.{config.training.num_layers - 1}")
     for layer in (arguments.layer,) if arguments.layer else default:
         field = receptive_field(
-            run.model, layer, run.windows, label_starts, nodes, hops, batch_size=config.training.batch_size
+            run.model,
+            layer,
+            run.windows,
+            label_starts,
+            nodes,
+            hops,
+            batch_size=config.runtime.micro_batch or config.training.batch_size,
         )
         print(summary(field, segments))
         if field.contribution.any():

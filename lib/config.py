@@ -235,7 +235,7 @@ class RuntimeConfig:
     threads: Threads = 0  # CPU threads; 0 = PyTorch's choice
     precision: Literal["float32", "tf32", "bf16"] = "float32"  # of products; tf32 on CUDA only
     compile: Switch = False  # by torch.compile: minutes at the start, faster steps
-    gradient_checkpointing: Switch = False  # layers are computed again in the backward pass, to save memory
+    gradient_checkpointing: Switch = False  # layers are computed again for the backward pass (no steps of a rollout)
     micro_batch: CountOrZero = 0  # samples computed at once, their gradients summed over a batch; 0 = batch_size
     data: Literal["device", "host"] = "device"  # where the series is kept
     checkpoint_minutes: PositiveNumber = 10.0  # the longest time within an epoch without a checkpoint

@@ -119,7 +119,6 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
     checkpoint = load_checkpoint(folder / BEST)
     prepared = _matching_prepared(config, checkpoint, folder / BEST)
     model = restored(folder / BEST, checkpoint, restore_model).to(device).eval()
-    accelerate(model, config.runtime, device)
     return Run(folder, config, prepared, windows_for(config, prepared, device), model)
 
 

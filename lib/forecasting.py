@@ -245,7 +245,7 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], step_of_w
 
     All are in vehicles a step.
     """
-    # Rounded as in a prepared file, so that the same rows give the same forecast as in a test.
+    # Rounded as in a prepared file, so that the same rows give the same forecast as in a test in float32.
     scaled = forecaster.scaling.to_scaled(inputs.astype(np.float32).astype(np.float64)).astype(np.float32)
     series = torch.from_numpy(np.ascontiguousarray(scaled.T)[None]).to(forecaster.device)  # (1, N, L)
     steps = torch.tensor([step_of_week], device=forecaster.device)

@@ -226,7 +226,7 @@ def _mean_days_and_record(
     count = prepared.training_rows if rows == "train" else len(prepared.flow)
     steps_per_day = config.data.steps_per_day
     try:
-        days = mean_days(prepared.flow, steps_per_day, count)
+        days = mean_days(prepared.held, steps_per_day, count)  # so that no gap at the end is filled from after it
     except InputError as error:
         raise InputError(f"{config.data.graph_signal_matrix_filename} data: {error}") from None
     radius = radius if method == "fastdtw" else 0
