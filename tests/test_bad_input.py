@@ -381,7 +381,7 @@ CASES = [
     case("section", "unknown", PREPARE, setting("nb_head = 2", "nb_head = 2\n[Modell]"),
          f"TINY.conf [Modell]: found unknown section 'Modell', {SECTIONS} (did you mean 'Model'?)"),
     case("section", "twice", PREPARE, setting("nb_head = 2", "nb_head = 2\n[Training]"),
-         "TINY.conf [Training]: found it again in line 22, expected it once"),
+         "TINY.conf [Training]: found it again in line 23, expected it once"),
     case("section", "default", PREPARE, setting("nb_head = 2", "nb_head = 2\n[DEFAULT]"),
          f"TINY.conf [DEFAULT]: found unknown section 'DEFAULT', {SECTIONS}"),
     case("section", "unknown-on-the-command-line", f"{RUN} --set Trainin.epochs=3", nothing,
@@ -395,9 +395,9 @@ CASES = [
          "TINY.conf [Data] dataset_name: found no such key, expected letters, digits, '.', '_' and '-', not starting "
          "with '.'"),
     case("key", "twice", RUN, setting("nb_head = 2", "d_model = 4\nnb_head = 2"),
-         "TINY.conf [Training] d_model: found it again in line 21, expected it once"),
+         "TINY.conf [Training] d_model: found it again in line 22, expected it once"),
     case("key", "without-value", RUN, setting("dropout = 0.0", "dropout"),
-         "TINY.conf: found 'dropout' in line 17, expected key = value\n"
+         "TINY.conf: found 'dropout' in line 18, expected key = value\n"
          "TINY.conf [Training] dropout: found no such key, expected a number of at least 0 and below 1"),
     case("key", "no-section-on-the-command-line", f"{RUN} --set epochs=3", nothing,
          "--set epochs=3: found no section, key and value, expected Section.key=value"),
