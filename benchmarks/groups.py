@@ -38,9 +38,9 @@ from lib.training import evaluate
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4  # of float32 results, relative to their scale
-# Of gradients, each relative to its own scale: a ReLU whose input is zero but for rounding passes in one way and not in
-# the other. In float64 they agree to 1e-8 (tests/test_benchmarks.py).
-GRADIENT_TOLERANCE = 1e-3
+# Of gradients, each relative to its own scale: where a ReLU's input or an error under L1 is zero but for rounding, both
+# ways take different sides. In float64 they agree to 1e-8 (tests/test_benchmarks.py).
+GRADIENT_TOLERANCE = 1e-2
 GIBIBYTE = 2**30
 ONE_LAYER = replace(SHIPPED_SIZES, layers=1)
 DAYS_AVERAGED = 7  # of the simulated flow, for the sensors' mean days
