@@ -18,7 +18,7 @@ from torch import nn
 from lib.acceleration import accelerate
 from lib.baselines import score_baselines, targets
 from lib.checkpoints import BEST, CARRIED, LAST, Restorer, load_checkpoint, restored
-from lib.config import Config, load_config
+from lib.config import TIMED_VARIANTS, Config, load_config
 from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
@@ -311,7 +311,7 @@ def complete_run(config: Config, root: Path, name: str, build_model: Builder, re
 def model_arguments(config: Config) -> dict[str, Any]:
     """Return the keyword arguments of `model.build.build_model` that a configuration stands for."""
     training, model = config.training, config.model
-    return {
+    arguments: dict[str, Any] = {
         "variant": model.variant,
         "input_steps": config.input_steps,
         "horizon": config.data.num_for_predict,
@@ -327,22 +327,11 @@ def model_arguments(config: Config) -> dict[str, Any]:
         "small_branch": model.small_branch,
         "use_laplacian_encoding": model.laplacian_encoding,
         "time_gate": model.time_gate,
-        **(
-            {
-                "steps_per_day": config.data.steps_per_day,
-                "identity": model.identity,
-                "readout": model.readout,
-                "residual": model.residual,
-            }
-            if model.variant == "enhanced"
-            else {}
-        ),
-        **(
-            {
-                "steps_per_day": config.data.steps_per_day,
-                "history_steps": model.history_steps or config.data.points_per_hour,
-            }
-            if model.variant == "stid"
-            else {}
-        ),
     }
+    if model.variant in TIMED_VARIANTS:
+        arguments["steps_per_day"] = config.data.steps_per_day
+    if model.variant == "enhanced":
+        arguments.update(identity=model.identity, readout=model.readout, residual=model.residual)
+    if model.variant == "stid":
+        arguments["history_steps"] = model.history_steps or config.data.points_per_hour
+    return arguments
