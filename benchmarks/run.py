@@ -51,6 +51,8 @@ def parse_arguments() -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and value < least:
             parser.error(f"--{name}: found {value}, expected a whole number from {least}")
+    if not arguments.memory_limit >= 0:
+        parser.error(f"--memory-limit: found {arguments.memory_limit:g}, expected a number of GiB of at least 0")
     return arguments
 
 
