@@ -5,6 +5,7 @@ from typing import get_args
 
 from lib.command_line import ScriptParser
 from lib.config import load_config
+from lib.devices import choose_device
 from lib.dtw import Method, Rows
 from lib.errors import run_script
 from lib.preparation import make_distance, prepared_for
@@ -12,6 +13,7 @@ from lib.preparation import make_distance, prepared_for
 EXAMPLES = """examples:
   python create_dtw.py --config configurations/PEMS04.conf
   python create_dtw.py --config configurations/PEMS04.conf --method fastdtw --radius 6
+  python create_dtw.py --config configurations/PEMS07.conf --device cuda
 """
 
 
@@ -29,14 +31,17 @@ def main() -> None:
     parser.add_argument(
         "--rows", choices=get_args(Rows), help="rows that the mean days are taken over (default: the INI's)"
     )
+    parser.add_argument("--device", help="auto, cpu, cuda or mps (default: the INI's, or auto)")
     arguments = parser.parse_args()
 
     # A flag is a setting said otherwise, and is checked like one.
     flags = {"dtw_method": arguments.method, "dtw_radius": arguments.radius, "dtw_rows": arguments.rows}
     changed = [f"Graph.{key}={value}" for key, value in flags.items() if value is not None]
-    config = load_config(arguments.config, [*arguments.set, *changed])
+    device = [] if arguments.device is None else [f"Runtime.device={arguments.device}"]
+    config = load_config(arguments.config, [*arguments.set, *changed, *device])
     for notice in config.notices:
         print(notice)
+    choose_device(config.runtime.device)  # one that is not there stops before anything is written
     graph = config.graph
     assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
     if graph.dtw_method == "fastdtw":

@@ -54,7 +54,7 @@ class Settings:
     """What to measure, and how long.
 
     Attributes:
-        device: where the networks compute.
+        device: where the networks compute, and the exact DTW.
         repeats, seconds: rounds of a comparison, and the time after which no further one begins.
         shapes: of the data sets, for all groups but those that grow.
         evaluated: the shape whose evaluation pass and whole peak memory are measured, and at which the batch grows.
@@ -173,7 +173,7 @@ def dtw(settings: Settings) -> Iterator[Comparison]:
         chosen = np.random.default_rng(SEED).choice(len(first), settings.plain_pairs, replace=False)
         pairs = [(days[first[pair]].tolist(), days[second[pair]].tolist()) for pair in chosen]
         functions: dict[str, Callable[[], NDArray[np.float64]]] = {
-            "fast": partial(dtw_matrix, days, show_progress=False),
+            "fast": partial(dtw_matrix, days, show_progress=False, device=settings.device),
             "textbook": partial(distances_of_pairs, dtw_distance, pairs),
             "fastdtw": partial(distances_of_pairs, fastdtw_distance, pairs),
         }
@@ -183,7 +183,7 @@ def dtw(settings: Settings) -> Iterator[Comparison]:
         excess = results["fastdtw"] / exact[""] - 1
         if (excess < -TOLERANCE).any():
             raise AssertionError("fastdtw: found a distance below the exact one, expected an upper bound of it")
-        measured = times(functions, CPU, settings.repeats, settings.seconds)
+        measured = times(functions, settings.device, settings.repeats, settings.seconds)
         factor = len(first) / settings.plain_pairs
         note = f"{settings.plain_pairs} of {len(first)} pairs"
         row = Comparison(

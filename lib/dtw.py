@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from lib.errors import InputError, nearest
@@ -17,6 +19,12 @@ from lib.files import fingerprint_arrays, load_json, reason, save_json, written_
 
 Method = Literal["exact", "fastdtw"]
 Rows = Literal["train", "all"]
+CPU = torch.device("cpu")
+
+PAIRS_PER_THREAD = 1024  # at L = 288 on 2 cores, 128 and 8192 took about 1.5 and 2 times as long
+# A GPU starts five kernels for each of the 2L - 1 anti-diagonals, however few the pairs, so it takes many at once: as
+# many as make an array (L, P) of so many cells, 58,254 at L = 288. Six such arrays are held, 384 MiB.
+CELLS_ON_DEVICE = 2**24
 
 
 @dataclass(frozen=True)
@@ -77,24 +85,29 @@ def dtw_matrix(
     method: Method = "exact",
     radius: int = 1,
     show_progress: bool = True,
-    pairs_per_batch: int = 1024,
+    pairs_per_batch: int | None = None,
+    device: torch.device = CPU,
 ) -> NDArray[np.float64]:
     """Return the DTW distances between all pairs of profiles.
 
     The distance is the least sum of |a_i - b_j| over the unconstrained monotone paths from (0, 0) to (L-1, L-1) with
     the steps (1, 0), (0, 1) and (1, 1) (Sakoe and Chiba, 1978).
 
-    `exact` computes it in float32 on all cores: the relative error is near 1e-6, and grows only between profiles whose
-    difference is itself near the float32 resolution of their range. `fastdtw` is approximate: it searches near a path
-    found at half the resolution (Salvador and Chan, 2007), so its distance is an upper bound of the exact one. It is
-    here for comparison with work that used it, and is far slower, as the package works pair by pair in Python.
+    `exact` computes it in float32, on all cores or on a GPU: the relative error is near 1e-6, and grows only between
+    profiles whose difference is itself near the float32 resolution of their range. `fastdtw` is approximate: it
+    searches near a path found at half the resolution (Salvador and Chan, 2007), so its distance is an upper bound of
+    the exact one. It is here for comparison with work that used it, and is far slower, as the package works pair by
+    pair in Python.
 
     Args:
         profiles: one series a sensor (N, L).
         method: `exact` or `fastdtw`.
         radius: radius of `fastdtw`, at least 1, unused by `exact`.
         show_progress: draw a bar over the pairs, when stderr is a terminal.
-        pairs_per_batch: pairs that one thread of `exact` handles at once; it sets speed and memory, not the result.
+        pairs_per_batch: pairs that `exact` handles at once, in each thread or on the device; it sets speed and memory,
+            not the result. None takes what suits the device.
+        device: where `exact` computes, by NumPy in threads on a CPU, else by PyTorch; the result is the same to float32
+            rounding. `fastdtw` is always on the CPU.
 
     Returns:
         Distances (N, N) in the unit of the profiles, symmetric, with a zero diagonal.
@@ -116,7 +129,12 @@ def dtw_matrix(
         )
     num_nodes = len(profiles)
     matrix = np.zeros((num_nodes, num_nodes))
-    batches = _exact_batches(profiles, pairs_per_batch) if method == "exact" else _fastdtw_batches(profiles, radius)
+    if method == "fastdtw":
+        batches = _fastdtw_batches(profiles, radius)
+    elif device.type == "cpu":
+        batches = _batches_in_threads(profiles, pairs_per_batch or PAIRS_PER_THREAD)
+    else:
+        batches = _batches_on_device(profiles, pairs_per_batch or max(1, CELLS_ON_DEVICE // profiles.shape[1]), device)
     num_pairs = num_nodes * (num_nodes - 1) // 2
     with tqdm(total=num_pairs, unit="pair", desc="DTW", disable=None if show_progress else True) as bar:
         for first, second, distances in batches:
@@ -137,17 +155,14 @@ def _fastdtw_batches(profiles: NDArray[np.float64], radius: int) -> Iterator[Bat
         yield np.array([i]), np.array([j]), np.array([distance])
 
 
-def _exact_batches(profiles: NDArray[np.float64], pairs_per_batch: int) -> Iterator[Batch]:
-    # A common shift leaves DTW as it is, and the smaller values lose less in float32. Half the range, unlike the mean,
-    # does not depend on the order of the sensors in the last bit.
-    middle = (profiles.min() + profiles.max()) / 2
-    columns = np.ascontiguousarray((profiles - middle).T.astype(np.float32))
-    reversed_columns = np.ascontiguousarray(columns[::-1])
+def _batches_in_threads(profiles: NDArray[np.float64], pairs_per_batch: int) -> Iterator[Batch]:
+    columns, reversed_columns = _columns(profiles)
     first, second = np.triu_indices(len(profiles), k=1)
 
     def solve(start: int) -> Batch:
         i, j = (index[start : start + pairs_per_batch] for index in (first, second))
-        return i, j, _wavefront(np.take(columns, i, axis=1), np.take(reversed_columns, j, axis=1))
+        distances = _wavefront(np, np.take(columns, i, axis=1), np.take(reversed_columns, j, axis=1))
+        return i, j, distances.astype(np.float64)
 
     # NumPy releases the interpreter's lock within a ufunc, so threads suffice and nothing is copied to processes.
     executor = ThreadPoolExecutor(os.cpu_count())
@@ -159,32 +174,59 @@ def _exact_batches(profiles: NDArray[np.float64], pairs_per_batch: int) -> Itera
         executor.shutdown(cancel_futures=True)  # Ctrl-C waits for the batches at work, not for all that are queued
 
 
-def _wavefront(first: NDArray[np.float32], second_reversed: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the DTW distances of P pairs, all pairs advancing along the anti-diagonals of their cost tables together.
+def _batches_on_device(profiles: NDArray[np.float64], pairs_per_batch: int, device: torch.device) -> Iterator[Batch]:
+    columns, reversed_columns = (torch.from_numpy(array).to(device) for array in _columns(profiles))
+    first, second = np.triu_indices(len(profiles), k=1)
+    first_there, second_there = (torch.from_numpy(index).to(device) for index in (first, second))
+    for start in range(0, len(first), pairs_per_batch):
+        batch = slice(start, start + pairs_per_batch)
+        distances = _wavefront(  # to the CPU at once: what it is a row of is freed before the next batch
+            torch, columns.index_select(1, first_there[batch]), reversed_columns.index_select(1, second_there[batch])
+        ).cpu()
+        yield first[batch], second[batch], distances.numpy().astype(np.float64)
+
+
+def _columns(profiles: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the profiles (N, L) as columns (L, N) near zero, and these with the last position first."""
+    # A common shift leaves DTW as it is, and the smaller values lose less in float32. Half the range, unlike the mean,
+    # does not depend on the order of the sensors in the last bit.
+    middle = (profiles.min() + profiles.max()) / 2
+    columns = np.ascontiguousarray((profiles - middle).T.astype(np.float32))
+    return columns, columns[::-1].copy()
+
+
+Array = TypeVar("Array", NDArray[np.float32], Tensor)
+
+
+def _wavefront(library: Any, first: Array, second_reversed: Array) -> Array:
+    """Return the DTW distances (P,) of P pairs, which advance along the anti-diagonals of their cost tables together.
 
     With D(i, j) = |a_i - b_j| + min(D(i-1, j), D(i, j-1), D(i-1, j-1)), the cells of the anti-diagonal i + j = d need
     only those of d - 1 and d - 2. Stored by i, and with b reversed, all operands are contiguous slices. A buffer's row
     i + 1 holds cell i; row 0 and the rows not yet reached stay infinite, which closes the table's border.
 
     Args:
+        library: numpy or torch, whichever the series are arrays of; what is used here has the same names in both.
         first: series a (L, P), one pair a column.
         second_reversed: series b (L, P), last position first.
     """
     length, pairs = first.shape
-    two_back, one_back, current = (np.full((length + 1, pairs), np.inf, np.float32) for _ in range(3))
-    costs = np.empty((length, pairs), np.float32)
-    np.abs(first[0] - second_reversed[length - 1], out=one_back[1])
+    kind = {"dtype": first.dtype, "device": first.device}
+    two_back, one_back, current = (library.full((length + 1, pairs), np.inf, **kind) for _ in range(3))
+    costs = library.empty((length, pairs), **kind)
+    library.abs(first[0] - second_reversed[length - 1], out=one_back[1])
     for diagonal in range(1, 2 * length - 1):
         start, stop = max(0, diagonal - length + 1), min(diagonal, length - 1) + 1
         offset = length - 1 - diagonal  # b_(d-i) is row offset + i of the reversed series
         cost, cell = costs[: stop - start], current[start + 1 : stop + 1]
-        np.subtract(first[start:stop], second_reversed[offset + start : offset + stop], out=cost)
-        np.abs(cost, out=cost)
-        np.minimum(one_back[start:stop], one_back[start + 1 : stop + 1], out=cell)
-        np.minimum(cell, two_back[start:stop], out=cell)
-        np.add(cell, cost, out=cell)
+        library.subtract(first[start:stop], second_reversed[offset + start : offset + stop], out=cost)
+        library.abs(cost, out=cost)
+        library.minimum(one_back[start:stop], one_back[start + 1 : stop + 1], out=cell)
+        library.minimum(cell, two_back[start:stop], out=cell)
+        library.add(cell, cost, out=cell)
         two_back, one_back, current = one_back, current, two_back
-    return one_back[length].astype(np.float64)
+    distances: Array = one_back[length]
+    return distances
 
 
 def save_dtw(matrix_path: Path, record_path: Path, matrix: NDArray[np.float64], record: DTWRecord) -> None:

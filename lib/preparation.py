@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lib.config import Config
 from lib.data import Calendar, Prepared, WindowShape, load_prepared, materialize, prepare, read_series, save_prepared
+from lib.devices import choose_device
 from lib.dtw import DTWRecord, Method, Rows, dtw_matrix, load_dtw_matrix, load_dtw_record, mean_days, save_dtw
 from lib.errors import InputError
 from lib.files import check_unused, check_writable, fingerprint, fingerprint_arrays
@@ -163,13 +164,17 @@ def make_distance(
 ) -> tuple[NDArray[np.float64], DTWRecord]:
     """Compute the DTW distances (N, N) between the sensors' mean days, and write them with their record.
 
+    They are computed on the device of [Runtime], which the record does not name: it changes no more than the rounding.
+
     Raises:
-        InputError: there is not one whole day, or the files would replace one that the configuration names.
+        InputError: there is not one whole day, the files would replace one that the configuration names, or the device
+            is not there.
     """
+    device = choose_device(config.runtime.device)
     for path in (config.dtw_path, config.dtw_record_path):
         check_unused(path, f"{config.source} [Data] dataset_name", *_input_files(config))
     days, record = _mean_days_and_record(config, prepared, method, radius, rows)
-    matrix = dtw_matrix(days, method, radius)
+    matrix = dtw_matrix(days, method, radius, device=device)
     save_dtw(config.dtw_path, config.dtw_record_path, matrix, record)
     return matrix, record
 

@@ -6,13 +6,24 @@ from dataclasses import asdict
 import fastdtw
 import numpy as np
 import pytest
+import torch
 
 from lib.config import load_config
-from lib.dtw import DTWRecord, dtw_matrix, load_dtw, load_dtw_record, mean_days, save_dtw
+from lib.dtw import (
+    CPU,
+    DTWRecord,
+    _batches_on_device,
+    dtw_matrix,
+    load_dtw,
+    load_dtw_record,
+    mean_days,
+    save_dtw,
+)
 from lib.errors import InputError
 from lib.files import load_json, save_json
 from lib.preparation import distance_for, make_distance, prepared_for
 
+GPU = torch.device("meta")  # stands for one: PyTorch has it everywhere, and it computes nothing
 RECORD = DTWRecord(method="exact", radius=0, rows="train", days=3, fingerprint="0a1b")
 
 
@@ -79,6 +90,90 @@ def test_permuted_sensors_permute_the_matrix():
 def test_batch_size_does_not_change_the_result(pairs_per_batch):
     profiles = random_profiles(12, 30)
     assert np.array_equal(dtw_matrix(profiles, pairs_per_batch=pairs_per_batch), dtw_matrix(profiles))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Let PyTorch compute on the CPU what `GPU` should, and give the sizes of the batches that it was asked for."""
+    sizes = []
+
+    def on_cpu(profiles, pairs_per_batch, device):
+        assert device == GPU
+        sizes.append(pairs_per_batch)
+        return _batches_on_device(profiles, pairs_per_batch, CPU)
+
+    monkeypatch.setattr("lib.dtw._batches_on_device", on_cpu)
+    return sizes
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 7])  # 0, 1, 3 and 21 pairs
+@pytest.mark.parametrize("length", [1, 2, 3, 24])
+def test_numpy_and_pytorch_give_the_same_bits_and_those_of_brute_force(num_nodes, length, gpu):
+    profiles = random_profiles(num_nodes, length, seed=num_nodes)
+    distance = dtw_matrix(profiles, device=GPU)
+    brute = np.array([[brute_force(a, b) for b in profiles] for a in profiles])
+    np.testing.assert_allclose(distance, brute, rtol=1e-5)
+    assert distance.dtype == np.float64
+    assert np.array_equal(distance, dtw_matrix(profiles))
+    assert len(gpu) == 1
+
+
+@pytest.mark.parametrize("pairs_per_batch", [1, 7, 33, 65, 66, 67])  # of 66 pairs
+def test_batches_on_a_device_are_each_pair_once(pairs_per_batch):
+    profiles = random_profiles(12, 30)
+    batches = list(_batches_on_device(profiles, pairs_per_batch, CPU))
+    first, second, distances = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    assert max(len(batch[0]) for batch in batches) == min(pairs_per_batch, 66)
+    assert np.array_equal((first, second), np.triu_indices(12, k=1))
+    assert np.array_equal(distances, dtw_matrix(profiles)[first, second])
+
+
+def test_memory_of_a_device_is_bounded_however_long_the_day(gpu):
+    for length in (24, 288, 1440):
+        dtw_matrix(random_profiles(3, length), device=GPU)
+    assert [length * pairs <= 2**24 < length * (pairs + 1) for length, pairs in zip((24, 288, 1440), gpu, strict=True)]
+    dtw_matrix(random_profiles(3, 24), device=GPU, pairs_per_batch=2)
+    assert gpu[-1] == 2
+
+
+@pytest.mark.parametrize("method", ["exact", "fastdtw"])
+def test_the_device_changes_neither_distances_nor_record(method, make_dataset, gpu, monkeypatch, capsys):
+    config = load_config(make_dataset(), [f"Graph.dtw_method={method}", "Runtime.device=cpu"])
+    prepared, paths = prepared_for(config), (config.dtw_path, config.dtw_record_path)
+    make_distance(config, prepared, method, 1, "train")
+    on_cpu = [path.read_bytes() for path in paths]
+    config.dtw_path.unlink()
+
+    monkeypatch.setattr("lib.preparation.choose_device", lambda name: {"cpu": GPU}[name])
+    distance_for(config, prepared)
+    assert [path.read_bytes() for path in paths] == on_cpu
+    assert len(gpu) == (method == "exact")  # fastdtw knows no device
+    capsys.readouterr()
+    monkeypatch.undo()
+    distance_for(config, prepared)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_device_that_is_not_there_stops_before_anything_is_written(make_dataset, call, tmp_path, capsys):
+    config = make_dataset()
+    before = sorted(tmp_path.rglob("*"))
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    for method in ("exact", "fastdtw"):
+        assert call("create_dtw.py", "--config", config, "--method", method, "--device", absent) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: [Runtime] device: found '{absent}', expected what PyTorch")
+        assert error.count("\n") == 1
+    assert call("create_dtw.py", "--config", config, "--device", "gpu") == 2
+    assert "--set Runtime.device=gpu: found 'gpu', expected one of auto, cpu, cuda, mps" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_what_changes_the_graph_is_named_for_the_run(make_dataset, call, capsys):
+    start = "create_dtw.py", "--config", make_dataset(), "--device", "cpu"
+    assert call(*start) == 0
+    assert "run.py" not in capsys.readouterr().out
+    assert call(*start, "--rows", "all") == 0
+    assert capsys.readouterr().out.endswith("to use it in run.py, set [Graph] dtw_rows=all\n")
 
 
 @pytest.mark.parametrize("radius", [1, 4])
