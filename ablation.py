@@ -39,9 +39,10 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "dtw-of-all-days": ("Graph.dtw_rows=all",),
     "released-code": ("Model.variant=released",),
     "enhanced": ("Model.variant=enhanced",),
+    "enhanced-no-deviation": ("Model.variant=enhanced", "Model.deviation=off"),
     "enhanced-no-identity": ("Model.variant=enhanced", "Model.identity=off"),
-    "enhanced-no-readout": ("Model.variant=enhanced", "Model.readout=off"),
-    "enhanced-no-residual": ("Model.variant=enhanced", "Model.residual=off"),
+    "enhanced-no-graph-means": ("Model.variant=enhanced", "Model.graph_means=off"),
+    "enhanced-no-encoder": ("Model.variant=perceptron",),
 }
 HEADER = ("variant", "changed", "seeds", "val_mae", "mae", "mae_sd", "rmse", "rmse_sd", "mape", "mape_sd")
 DIFFERENCE_HEADER = ("mae_difference", "interval_low", "interval_high")

@@ -306,17 +306,21 @@ class PlainDTGLKNet(nn.Module):
             x = layer(x, memory, self.topology_mask)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
-    def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+    def forward(
+        self, series: Tensor, values: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
+    ) -> Tensor:
         """Forecast (B, N, P) from the series (B, N, L) and the value before each target step (B, N, P)."""
-        del step_of_week
+        del step_of_week, usual
         return self.decode(values, self.encode(series))
 
-    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+    def rollout(
+        self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
+    ) -> Tensor:
         """Forecast (B, N, P) from the series (B, N, L) and a start value (B, N).
 
         The sequence so far is decoded from its beginning at every step, and all of its forecasts are made anew.
         """
-        del step_of_week
+        del step_of_week, usual
         memory = self.encode(series)
         values = start.unsqueeze(-1)  # (B, N, 1)
         for _ in range(self.horizon):

@@ -13,7 +13,8 @@ from lib.errors import InputError
 from lib.files import reason, written_whole
 
 CHECKPOINT_FORMAT = 1
-CARRIED = ("model", "settings", "scaling", "sensor_ids", "data_fingerprint")  # by every checkpoint, for its readers
+# By every checkpoint, for its readers.
+CARRIED = ("model", "settings", "scaling", "sensor_ids", "data_fingerprint", "usual_week")
 LAST, BEST = "last.pt", "best.pt"  # all there is to go on from; the best weights so far
 
 
@@ -73,6 +74,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     found = checkpoint.get("format")
     if not isinstance(found, int) or found != CHECKPOINT_FORMAT:
         raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}".replace("\n", " "))
+    checkpoint.setdefault("usual_week", None)  # those of before know none
     for key in (*CARRIED, "weights", "progress"):
         if key not in checkpoint:
             raise InputError(f"{path}: found no '{key}', expected a checkpoint of this project")

@@ -198,7 +198,8 @@ class TrainingConfig:
 class ModelConfig:
     """[Model]: which model, and which parts it has."""
 
-    variant: Literal["described", "released", "enhanced", "stid"] = "described"  # paper, its code, ours, opponent
+    # The paper's, its code's, ours, ours without the encoder, the opponent.
+    variant: Literal["described", "released", "enhanced", "perceptron", "stid"] = "described"
     patch_len: CountOrZero = 0  # steps in a patch; 0 = points_per_hour
     large_kernels: OddKernels = (15, 17, 21, 27, 35, 55)  # nominal sizes in tokens, one a block
     deformable_patches: Switch = True  # off: regular patches
@@ -206,10 +207,15 @@ class ModelConfig:
     small_branch: Switch = True  # of the large-kernel blocks; off: the large branch only
     laplacian_encoding: Switch = True  # off: tokens do not know their sensor's place in the road network
     time_gate: Switch = True  # off: plain cross-attention to the memory
-    identity: Switch = True  # of enhanced: tokens know sensor, time of day and day of the week
-    readout: Switch = True  # of enhanced: each step of the forecast also reads the whole memory
-    residual: Switch = True  # of enhanced: the forecast is a change of the last value
+    deviation: Switch = True  # of enhanced and perceptron: forecast by how much the flow deviates from the usual
+    identity: Switch = True  # of enhanced and perceptron: they know sensor, time of day and day of the week
+    graph_means: Switch = True  # of enhanced and perceptron: sensors see the mean of all, of similar and of near ones
     history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
+
+    @property
+    def knows_usual(self) -> bool:
+        """Whether the model is given what is usual at each step (`lib.usual_flow`)."""
+        return self.deviation and self.variant in DEVIATION_VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,13 +303,21 @@ VARIANT_RULES = {
     "described": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
     "released": {"similarity": "released", "laplacian": "released", "dtw_rows": "all"},
     "enhanced": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
+    "perceptron": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
     "stid": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
 }
 
-# Settings of [Model] that one variant alone has.
-OWN_SETTINGS = {"identity": "enhanced", "readout": "enhanced", "residual": "enhanced", "history_steps": "stid"}
+DEVIATION_VARIANTS = ("enhanced", "perceptron")
+TIMED_VARIANTS = (*DEVIATION_VARIANTS, "stid")  # their forecasts depend on the time of day and the day of the week
 
-TIMED_VARIANTS = ("enhanced", "stid")  # their forecasts depend on the time of day and the day of the week
+# Settings of [Model] that only some variants have.
+OWN_SETTINGS = {
+    "deviation": DEVIATION_VARIANTS,
+    "identity": DEVIATION_VARIANTS,
+    "graph_means": DEVIATION_VARIANTS,
+    "time_gate": ("described", "released"),
+    "history_steps": ("stid",),
+}
 
 SECTIONS: dict[str, type[Any]] = {
     item.name.capitalize(): item.type
@@ -366,6 +380,18 @@ def _computed_one_way(compiled: bool, gradient_checkpointing: bool) -> str | Non
     return None
 
 
+def _usual_is_of_other_days(
+    variant: str, deviation: bool, hours: int, horizon: int, points_per_hour: int
+) -> str | None:
+    if variant not in DEVIATION_VARIANTS or not deviation:
+        return None
+    if not hours:
+        return f"found {variant}, expected num_of_hours of at least 1, or deviation = off"
+    if horizon + 2 * points_per_hour > 24 * points_per_hour:  # what is usual of the last hour would hold targets
+        return f"found {variant}, expected num_for_predict of at most {22 * points_per_hour} (22 h), or deviation = off"
+    return None
+
+
 def _time_is_known(start: datetime | None, variant: str) -> str | None:
     if start is None and variant in TIMED_VARIANTS:
         return f"found nothing, expected the time of the first step, for variant = {variant} knows time and weekday"
@@ -382,6 +408,16 @@ _AGREEMENTS: tuple[tuple[tuple[_Name, ...], Callable[..., str | None]], ...] = (
     ((("Model", "small_branch"), ("Model", "large_branch")), _some_branch),
     ((("Data", "start"), ("Model", "variant")), _time_is_known),
     ((("Runtime", "compile"), ("Runtime", "gradient_checkpointing")), _computed_one_way),
+    (
+        (
+            ("Model", "variant"),
+            ("Model", "deviation"),
+            ("Training", "num_of_hours"),
+            ("Data", "num_for_predict"),
+            ("Data", "points_per_hour"),
+        ),
+        _usual_is_of_other_days,
+    ),
     (
         (
             ("Model", "history_steps"),
@@ -467,9 +503,12 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
 
     variant = values["Model", "variant"]
     for item in fields(ModelConfig):
-        owner = OWN_SETTINGS.get(item.name, variant)
-        if owner != variant and values["Model", item.name] != item.default:
-            notices.append(f"{path}: [Model] {item.name} is ignored with variant = {variant}, it is of {owner} alone")
+        owners = OWN_SETTINGS.get(item.name, (variant,))
+        if variant not in owners and values["Model", item.name] != item.default:
+            notices.append(
+                f"{path}: [Model] {item.name} is ignored with variant = {variant}, "
+                f"it is of {' and '.join(owners)} alone"
+            )
     for key, rule in VARIANT_RULES[variant].items():
         if values["Graph", key] == "auto":
             values["Graph", key] = rule

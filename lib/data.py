@@ -420,6 +420,8 @@ class Batch(NamedTuple):
         flow: (B, N, P) the target in raw units, NaN where it is missing.
         step_of_week: (B,) of the first target step, counted from Monday at midnight.
         known: (B, N, P) where the target is not missing; None for a series where nothing is.
+        usual: (B, N, h + P) scaled, what is usual in the last hour before the first target step and in the steps from
+            it on; None where no model asks for it.
     """
 
     series: Tensor
@@ -428,6 +430,7 @@ class Batch(NamedTuple):
     flow: Tensor
     step_of_week: Tensor
     known: Tensor | None = None
+    usual: Tensor | None = None
 
     @property
     def weight(self) -> float | Tensor:
@@ -458,10 +461,24 @@ class Windows:
     """The windows of a prepared series, for models on a device.
 
     They are gathered where the series is kept: on the device too, or on the host, from where they are moved.
+
+    Args:
+        prepared: the series.
+        horizon: P.
+        calendar: of the series.
+        device: where the batches go.
+        on_host: whether the series is kept on the host.
+        usual: (T, N), what is usual at each step (`lib.usual_flow`), for models that ask for it.
     """
 
     def __init__(
-        self, prepared: Prepared, horizon: int, calendar: Calendar, device: torch.device, on_host: bool = False
+        self,
+        prepared: Prepared,
+        horizon: int,
+        calendar: Calendar,
+        device: torch.device,
+        on_host: bool = False,
+        usual: NDArray[np.float32] | None = None,
     ) -> None:
         self.prepared = prepared
         self.scaling = prepared.scaling
@@ -477,6 +494,8 @@ class Windows:
             self.next_known = torch.from_numpy(next_known(prepared.missing)).to(self.home)  # (T, N)
         self.input_offsets = torch.from_numpy(prepared.offsets).to(self.home)
         self.target_offsets = torch.arange(horizon, device=self.home)
+        self.usual = None if usual is None else self._scaled(usual)  # (T, N)
+        self.usual_offsets = torch.arange(-(calendar.steps_per_day // 24), horizon, device=self.home)
 
     def _scaled(self, flow: NDArray[np.float32]) -> Tensor:
         # In float64 once, so that no float32 rounding of the difference to the minimum enters.
@@ -506,9 +525,11 @@ class Windows:
             known = ~flow.isnan()
         series = series.transpose(1, 2).contiguous()  # (B, N, L)
         target = self.held[targets].transpose(1, 2).contiguous()  # (B, N, P)
-        return Batch(series, series[:, :, -1], target, flow, self.calendar.step_of_week(label_starts), known).to(
-            self.device
-        )
+        usual = None
+        if self.usual is not None:
+            usual = self.usual[label_starts[:, None] + self.usual_offsets].transpose(1, 2).contiguous()  # (B, N, h + P)
+        step_of_week = self.calendar.step_of_week(label_starts)
+        return Batch(series, series[:, :, -1], target, flow, step_of_week, known, usual).to(self.device)
 
     def batches(self, label_starts: NDArray[np.int64] | Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield batches over all these label starts, in their order; the last one may be smaller."""

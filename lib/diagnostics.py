@@ -24,7 +24,7 @@ def largest_activations(model: nn.Module, batch: Batch) -> list[tuple[str, float
         if name and not any(module.children())
     ]
     try:
-        model(batch.series, batch.teacher, batch.step_of_week)
+        model(batch.series, batch.teacher, batch.step_of_week, batch.usual)
     finally:
         for handle in handles:
             handle.remove()

@@ -18,7 +18,7 @@ from torch import nn
 from lib.acceleration import accelerate
 from lib.baselines import score_baselines, targets
 from lib.checkpoints import BEST, CARRIED, LAST, Restorer, load_checkpoint, restored
-from lib.config import TIMED_VARIANTS, Config, load_config
+from lib.config import DEVIATION_VARIANTS, TIMED_VARIANTS, Config, load_config
 from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
@@ -37,6 +37,7 @@ from lib.reporting import (
     score_text,
 )
 from lib.training import Trainer
+from lib.usual_flow import usual_flow
 
 EXPERIMENTS = REPOSITORY_ROOT / "experiments"
 SETTINGS = "settings.ini"
@@ -124,8 +125,9 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
 
 def windows_for(config: Config, prepared: Prepared, device: torch.device) -> Windows:
     """Return the windows of a prepared series for models on a device."""
-    on_host = config.runtime.data == "host"
-    return Windows(prepared, config.data.num_for_predict, calendar(config), device, on_host)
+    days, on_host = calendar(config), config.runtime.data == "host"
+    usual = usual_flow(prepared, days).series if config.model.knows_usual else None
+    return Windows(prepared, config.data.num_for_predict, days, device, on_host, usual)
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,9 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
         "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
         "sensor_ids": sensor_names(config, links),
         "data_fingerprint": prepared.source_fingerprint,
+        "usual_week": (
+            torch.from_numpy(usual_flow(prepared, calendar(config)).week) if config.model.knows_usual else None
+        ),
     }
     trainer = _trainer(model, prepared, config, folder, extra, device)
     with new_run_folder(folder) as partial:
@@ -330,8 +335,8 @@ def model_arguments(config: Config) -> dict[str, Any]:
     }
     if model.variant in TIMED_VARIANTS:
         arguments["steps_per_day"] = config.data.steps_per_day
-    if model.variant == "enhanced":
-        arguments.update(identity=model.identity, readout=model.readout, residual=model.residual)
+    if model.variant in DEVIATION_VARIANTS:
+        arguments.update(deviation=model.deviation, identity=model.identity, graph_means=model.graph_means)
     if model.variant == "stid":
         arguments["history_steps"] = model.history_steps or config.data.points_per_hour
     return arguments

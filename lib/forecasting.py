@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from lib.checkpoints import BEST, Restorer, load_checkpoint, restored
 from lib.config import Config, parse_config
@@ -39,6 +39,7 @@ class Forecaster:
         config: the settings of the run; the files that they name need not be there.
         scaling: of the flow.
         sensor_ids: (N,) ids in the model's order, where the run's links speak ids.
+        usual_week: (steps of a week, N), the usual flow, of a model that asks for it.
         device: where to compute.
     """
 
@@ -47,6 +48,7 @@ class Forecaster:
     config: Config
     scaling: Scaling
     sensor_ids: tuple[str, ...] | None
+    usual_week: NDArray[np.float32] | None
     device: torch.device
 
     @property
@@ -76,8 +78,15 @@ def load_forecaster(folder: Path, restore_model: Restorer, device_name: str) -> 
     device = choose_device(device_name)
     model = restored(path, checkpoint, restore_model).to(device).eval()
     ids = checkpoint["sensor_ids"]
+    usual_week = checkpoint["usual_week"]
     return Forecaster(
-        path, model, config, Scaling(**checkpoint["scaling"]), None if ids is None else tuple(map(str, ids)), device
+        path,
+        model,
+        config,
+        Scaling(**checkpoint["scaling"]),
+        None if ids is None else tuple(map(str, ids)),
+        None if usual_week is None else usual_week.numpy(),
+        device,
     )
 
 
@@ -245,11 +254,20 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], step_of_w
 
     All are in vehicles a step.
     """
-    # Rounded as in a prepared file, so that the same rows give the same forecast as in a test in float32.
-    scaled = forecaster.scaling.to_scaled(inputs.astype(np.float32).astype(np.float64)).astype(np.float32)
-    series = torch.from_numpy(np.ascontiguousarray(scaled.T)[None]).to(forecaster.device)  # (1, N, L)
+
+    def scaled(flow: NDArray[Any]) -> Tensor:
+        # Rounded as in a prepared file, so that the same rows give the same forecast as in a test in float32.
+        rounded = forecaster.scaling.to_scaled(flow.astype(np.float32).astype(np.float64)).astype(np.float32)
+        return torch.from_numpy(np.ascontiguousarray(rounded.T)[None]).to(forecaster.device)
+
+    series = scaled(inputs)  # (1, N, L)
+    usual = None
+    if (week := forecaster.usual_week) is not None:
+        data = forecaster.config.data
+        steps_ahead = np.arange(-data.points_per_hour, data.num_for_predict)
+        usual = scaled(week[(step_of_week + steps_ahead) % len(week)])  # (1, N, h + P)
     steps = torch.tensor([step_of_week], device=forecaster.device)
-    rolled_out = forecaster.model.rollout(series, series[:, :, -1], steps)  # type: ignore[operator]
+    rolled_out = forecaster.model.rollout(series, series[:, :, -1], steps, usual)  # type: ignore[operator]
     forecast: NDArray[np.float32] = forecaster.scaling.to_raw(rolled_out)[0].float().cpu().numpy()
     return forecast
 

@@ -1,8 +1,9 @@
 """The engine: two stages of training, validation through the rollout, checkpoints, and the test of the best weights.
 
-It owns the loop and all of its state. Of a model it needs `model(series, values, step_of_week)`, the forecast (B, N, P)
-of the series (B, N, L) under teacher forcing, and `model.rollout(series, start, step_of_week)`, the forecast from a
-start value (B, N) alone; `step_of_week` (B,) is that of the first target step.
+It owns the loop and all of its state. Of a model it needs `model(series, values, step_of_week, usual)`, the forecast
+(B, N, P) of the series (B, N, L) under teacher forcing, and `model.rollout(series, start, step_of_week, usual)`, the
+forecast from a start value (B, N) alone; `step_of_week` (B,) is that of the first target step, and `usual` None but for
+models that ask for it (`Batch`).
 """
 
 import math
@@ -97,7 +98,7 @@ class Interruption:
 
 def rollout(model: nn.Module, batch: Batch) -> Tensor:
     """Return the model's own forecast of a batch, (B, N, P) scaled, fed nothing but its start values."""
-    forecast: Tensor = model.rollout(batch.series, batch.start, batch.step_of_week)  # type: ignore[operator]
+    forecast: Tensor = model.rollout(batch.series, batch.start, batch.step_of_week, batch.usual)  # type: ignore[operator]
     return forecast
 
 
@@ -321,7 +322,7 @@ class Trainer:
         """Return the mean loss of a batch, by the forecast of this stage."""
         if stage.through_rollout:
             return mean_loss(rollout(self.model, batch), batch)
-        return mean_loss(self.model(batch.series, batch.teacher, batch.step_of_week), batch)
+        return mean_loss(self.model(batch.series, batch.teacher, batch.step_of_week, batch.usual), batch)
 
     def _set_learning_rate(self, stage: Stage) -> None:
         """Follow the schedule: a function of how far the stage has come, so that there is no state to resume."""

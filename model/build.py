@@ -6,14 +6,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from model.dtg_lknet import DTGLKNet
-from model.enhanced import EnhancedDTGLKNet
+from model.enhanced import DeviationPerceptron, EnhancedDTGLKNet
 from model.released import ReleasedDTGLKNet
 from model.stid import STID
 
-VARIANTS: dict[str, type[nn.Module]] = {  # the paper's model, its code's, ours, and the opponent
+VARIANTS: dict[str, type[nn.Module]] = {  # the paper's model, its code's, ours, ours without the encoder, the opponent
     "described": DTGLKNet,
     "released": ReleasedDTGLKNet,
     "enhanced": EnhancedDTGLKNet,
+    "perceptron": DeviationPerceptron,
     "stid": STID,
 }
 

@@ -9,6 +9,7 @@ the horizon. All values are scaled; the model knows neither units nor devices no
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,25 +126,23 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.spatial(self.spatial_norm(x), graph))
 
 
-class DTGLKNet(nn.Module):
-    """The whole network, as the paper describes it.
+class DTGLKNetEncoder(nn.Module):
+    """The part of the network that reads: patches, large kernels, and attention on the similarity graph.
 
     Args:
         similarity_mask: (N, N), true where the encoder's spatial attention may look: functionally similar sensors.
         topology_mask: (N, N), true where the decoder's may: sensors near each other on the road.
         laplacian_encoding: (N, any number of channels), a sensor's place in the road network.
         input_steps: L, the length of the input series.
-        horizon: P, the number of steps to forecast.
         patch_len: steps of a patch; divides L.
         channels: C, the width of a token (d_model).
-        layers: encoder layers, and as many decoder layers.
+        layers: of the encoder.
         heads: attention heads; divides C.
-        kernel_size: width of the convolutions in temporal attention and in the gate; odd.
+        kernel_size: width of the convolutions in temporal attention; odd.
         large_kernels: nominal kernel sizes of the large-kernel blocks, one block each.
         dropout: rate on embeddings, attention weights and sublayer outputs.
-        deformable_patches, large_branch, small_branch, use_laplacian_encoding, time_gate: parts to leave out, for
-            ablations. Without deformable patches they are regular; without its time gate the decoder has plain
-            cross-attention to the memory.
+        deformable_patches, large_branch, small_branch, use_laplacian_encoding: parts to leave out, for ablations.
+            Without deformable patches they are regular.
     """
 
     similarity_mask: Tensor
@@ -157,7 +156,6 @@ class DTGLKNet(nn.Module):
         laplacian_encoding: Tensor,
         *,
         input_steps: int,
-        horizon: int,
         patch_len: int,
         channels: int = 64,
         layers: int = 4,
@@ -169,16 +167,13 @@ class DTGLKNet(nn.Module):
         large_branch: bool = True,
         small_branch: bool = True,
         use_laplacian_encoding: bool = True,
-        time_gate: bool = True,
     ) -> None:
         super().__init__()
-        self.horizon = horizon
         # The graphs travel in checkpoints: the eigenbasis of the encoding is arbitrary, and the weights rely on it.
         self.register_buffer("similarity_mask", similarity_mask)
         self.register_buffer("topology_mask", topology_mask)
         self.register_buffer("laplacian_encoding", laplacian_encoding)
         self.similarity_graph = AttentionBlocks(similarity_mask)
-        self.topology_graph = AttentionBlocks(topology_mask)
         self.register_load_state_dict_post_hook(lambda module, _keys: module.arrange_graphs())
 
         self.front_end = LargeKernelFrontEnd(
@@ -186,9 +181,9 @@ class DTGLKNet(nn.Module):
             channels,
             [LargeKernelBlock(channels, size, large_branch, small_branch) for size in large_kernels],
         )
-        encoding_channels = laplacian_encoding.shape[1] if use_laplacian_encoding else None
+        self.encoding_channels = laplacian_encoding.shape[1] if use_laplacian_encoding else None
         positions = self.position_encoding(input_steps // patch_len, channels)
-        self.encoder_embedding = NodeTokenEmbedding(positions, encoding_channels, dropout)
+        self.encoder_embedding = NodeTokenEmbedding(positions, self.encoding_channels, dropout)
         self.encoder = nn.ModuleList(
             EncoderLayer(
                 TemporalAttention(channels, heads, kernel_size, dropout, causal=False),
@@ -199,25 +194,6 @@ class DTGLKNet(nn.Module):
             for _ in range(layers)
         )
         self.encoder_norm = nn.LayerNorm(channels)
-
-        self.value_embedding = nn.Linear(1, channels)
-        positions = self.position_encoding(horizon, channels)
-        self.decoder_embedding = NodeTokenEmbedding(positions, encoding_channels, dropout)
-        self.decoder = nn.ModuleList(
-            DecoderLayer(
-                TemporalAttention(channels, heads, kernel_size, dropout, causal=True),
-                TimeGatedConvolution(channels, kernel_size, horizon)
-                if time_gate
-                else CrossAttention(channels, heads, dropout),
-                self.spatial_attention(channels, heads, dropout),
-                channels,
-                dropout,
-            )
-            for _ in range(layers)
-        )
-        self.decoder_norm = nn.LayerNorm(channels)
-        self.prediction = nn.Linear(channels, 1)
-        self.reset_parameters()
 
     # The two parts that the released code has otherwise (model/released.py).
     position_encoding = staticmethod(sinusoidal_encoding)
@@ -235,12 +211,11 @@ class DTGLKNet(nn.Module):
     @property
     def recomputable(self) -> list[nn.Module]:
         """The modules that gradient checkpointing may compute again: they hold nearly all inner values of a pass."""
-        return [*self.front_end.blocks, *self.encoder, *self.decoder]
+        return [*self.front_end.blocks, *self.encoder]
 
     def arrange_graphs(self) -> None:
-        """Arrange both masks for attention anew, after they were replaced."""
+        """Arrange what follows from the masks anew, after they were replaced."""
         self.similarity_graph.arrange(self.similarity_mask)
-        self.topology_graph.arrange(self.topology_mask)
 
     def merge(self) -> None:
         """Merge both branches of every large-kernel block, for inference. Outputs stay the same."""
@@ -253,16 +228,84 @@ class DTGLKNet(nn.Module):
         del step_of_week
         return self.encoder_embedding(self.front_end(series), self.laplacian_encoding)
 
-    def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
-        """Return the decoder's input tokens (B, N, T, C) for values (B, N, T), the first of which is step `first`."""
-        return self.decoder_embedding(self.value_embedding(values.unsqueeze(-1)), self.laplacian_encoding, first)
-
     def encode(self, series: Tensor, step_of_week: Tensor | None = None) -> Tensor:
         """Return the memory (B, N, M, C) of the series (B, N, L), the first step after it at `step_of_week` (B,)."""
         x = self.embed_series(series, step_of_week)  # (B, N, M, C)
         for layer in self.encoder:
             x = layer(x, self.similarity_graph)
         return self.encoder_norm(x)
+
+
+class DTGLKNet(DTGLKNetEncoder):
+    """The whole network, as the paper describes it.
+
+    Args:
+        horizon: P, the number of steps to forecast.
+        channels, layers, heads, kernel_size, dropout: of the decoder as of the encoder; `kernel_size` of the gate too.
+        time_gate: off: plain cross-attention to the memory, for an ablation.
+        others: the arguments of the encoder.
+    """
+
+    def __init__(
+        self,
+        similarity_mask: Tensor,
+        topology_mask: Tensor,
+        laplacian_encoding: Tensor,
+        *,
+        horizon: int,
+        channels: int = 64,
+        layers: int = 4,
+        heads: int = 8,
+        kernel_size: int = 3,
+        dropout: float = 0.0,
+        time_gate: bool = True,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            similarity_mask,
+            topology_mask,
+            laplacian_encoding,
+            channels=channels,
+            layers=layers,
+            heads=heads,
+            kernel_size=kernel_size,
+            dropout=dropout,
+            **others,
+        )
+        self.horizon = horizon
+        self.topology_graph = AttentionBlocks(topology_mask)
+        self.value_embedding = nn.Linear(1, channels)
+        positions = self.position_encoding(horizon, channels)
+        self.decoder_embedding = NodeTokenEmbedding(positions, self.encoding_channels, dropout)
+        self.decoder = nn.ModuleList(
+            DecoderLayer(
+                TemporalAttention(channels, heads, kernel_size, dropout, causal=True),
+                TimeGatedConvolution(channels, kernel_size, horizon)
+                if time_gate
+                else CrossAttention(channels, heads, dropout),
+                self.spatial_attention(channels, heads, dropout),
+                channels,
+                dropout,
+            )
+            for _ in range(layers)
+        )
+        self.decoder_norm = nn.LayerNorm(channels)
+        self.prediction = nn.Linear(channels, 1)
+        self.reset_parameters()
+
+    @property
+    def recomputable(self) -> list[nn.Module]:
+        """The modules that gradient checkpointing may compute again, those of the decoder too."""
+        return [*super().recomputable, *self.decoder]
+
+    def arrange_graphs(self) -> None:
+        """Arrange both masks for attention anew, after they were replaced."""
+        super().arrange_graphs()
+        self.topology_graph.arrange(self.topology_mask)
+
+    def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
+        """Return the decoder's input tokens (B, N, T, C) for values (B, N, T), the first of which is step `first`."""
+        return self.decoder_embedding(self.value_embedding(values.unsqueeze(-1)), self.laplacian_encoding, first)
 
     def read(self, memory: Tensor) -> list[Tensor]:
         """Return what the gate of each decoder layer reads of the memory (B, N, M, C): once for all steps."""
@@ -275,24 +318,33 @@ class DTGLKNet(nn.Module):
             x = layer(x, reading, self.topology_graph)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
-    def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+    def forward(
+        self, series: Tensor, values: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
+    ) -> Tensor:
         """Forecast under teacher forcing.
 
         Args:
             series: (B, N, L), the scaled input.
             values: (B, N, P), the value before each target step: the start value, then all targets but the last.
+            step_of_week: (B,), of the first target step, for variants that know time; the paper's does not.
+            usual: (B, N, h + P), the usual values from h steps before the first target step on, for variants that ask
+                for them.
 
         Returns:
             (B, N, P), the scaled forecast of each target step.
         """
+        del usual
         return self.decode(values, self.read(self.encode(series, step_of_week)))
 
-    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+    def rollout(
+        self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
+    ) -> Tensor:
         """Forecast from the series (B, N, L) and a start value (B, N), each step fed the forecast before it: (B, N, P).
 
         The decoder is causal, so every step needs only its own token and the caches of its layers: the whole rollout
         costs one decoder pass and equals decoding the growing sequence anew at each step. Gradients flow through it.
         """
+        del usual
         caches = [DecoderLayerCache(reading) for reading in self.read(self.encode(series, step_of_week))]
         value = start.unsqueeze(-1)  # (B, N, 1)
         forecasts = []

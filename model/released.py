@@ -69,8 +69,11 @@ class ReleasedDTGLKNet(DTGLKNet):
             x = layer(x, reading, None)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
-    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+    def rollout(
+        self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
+    ) -> Tensor:
         """Forecast (B, N, P), decoding the whole sequence anew at each step, for the decoder is not causal here."""
+        del usual
         readings = self.read(self.encode(series, step_of_week))
         values = start.unsqueeze(-1)  # (B, N, 1)
         for _ in range(self.horizon):

@@ -5,45 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.enhanced import DAYS_OF_WEEK
-
-
-class SensorTimeTable(nn.Module):
-    """An embedding for each sensor, each step of the day and each day of the week, summed.
-
-    Args:
-        sensors: N.
-        steps_per_day: time steps of a day.
-        channels: C.
-    """
-
-    def __init__(self, sensors: int, steps_per_day: int, channels: int) -> None:
-        super().__init__()
-        self.steps_per_day = steps_per_day
-        self.sensor = nn.Parameter(torch.empty(sensors, channels))
-        self.time_of_day = nn.Parameter(torch.empty(steps_per_day, channels))
-        self.day_of_week = nn.Parameter(torch.empty(DAYS_OF_WEEK, channels))
-        for embedding in self.parameters():
-            nn.init.normal_(embedding, std=0.1)
-
-    def forward(self, step_of_week: Tensor) -> Tensor:
-        """Return the embeddings (B, N, C) of all sensors at a step of the week (B,)."""
-        step, day = step_of_week % self.steps_per_day, step_of_week // self.steps_per_day % DAYS_OF_WEEK
-        return self.sensor + (self.time_of_day[step] + self.day_of_week[day]).unsqueeze(1)
-
-
-class ResidualPerceptron(nn.Module):
-    """x + Linear(Dropout(relu(Linear(x)))), of one width."""
-
-    def __init__(self, channels: int, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Dropout(dropout), nn.Linear(channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C)."""
-        return x + self.layers(x)
+from model.perceptron import ResidualPerceptron
+from model.sensor_time import SensorTimeTable
 
 
 class STID(nn.Module):
@@ -89,14 +52,14 @@ class STID(nn.Module):
         self.perceptrons = nn.Sequential(*(ResidualPerceptron(4 * channels, dropout) for _ in range(layers)))
         self.prediction = nn.Linear(4 * channels, horizon)
 
-    def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor) -> Tensor:
+    def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P) from the series (B, N, L) and the time of the first step to forecast, (B,)."""
-        del values
+        del values, usual
         history = self.history(series[:, :, -self.history_steps :])  # (B, N, C)
         identity = self.identity(step_of_week)  # (B, N, 3C)
         forecast: Tensor = self.prediction(self.perceptrons(torch.cat([history, identity], dim=-1)))
         return forecast
 
-    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor) -> Tensor:
+    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
         """Forecast as `forward` does: there is nothing to roll out."""
-        return self.forward(series, start, step_of_week)
+        return self.forward(series, start, step_of_week, usual)

@@ -405,14 +405,31 @@ def test_a_compiled_model_is_not_computed_again():
 
 
 def test_what_a_variant_ignores_is_said():
-    off = ["Model.identity=off", "Model.history_steps=6"]
+    off = ["Model.time_gate=off", "Model.identity=off", "Model.history_steps=6"]
     said = "[Model] {} is ignored with variant = {}, it is of {} alone".format
     assert load_config(PEMS04, off).notices == (
-        f"{PEMS04}: {said('identity', 'described', 'enhanced')}",
+        f"{PEMS04}: {said('identity', 'described', 'enhanced and perceptron')}",
         f"{PEMS04}: {said('history_steps', 'described', 'stid')}",
     )
-    enhanced = load_config(PEMS04, [*off, "Model.variant=enhanced"])
-    assert enhanced.notices == (f"{PEMS04}: {said('history_steps', 'enhanced', 'stid')}",)
+    enhanced = load_config(PEMS04, [*off, "Data.start=2018-01-01", "Model.variant=enhanced"])
+    assert enhanced.notices == (
+        f"{PEMS04}: {said('time_gate', 'enhanced', 'described and released')}",
+        f"{PEMS04}: {said('history_steps', 'enhanced', 'stid')}",
+    )
+
+
+def test_what_is_usual_comes_from_other_days():
+    own_day = ["Model.variant=perceptron", "Data.start=2018-01-01", "Data.num_for_predict=265"]
+    assert faults_of(PEMS04, *own_day) == [
+        "--set Model.variant=perceptron: found perceptron, expected num_for_predict of at most 264 (22 h), "
+        "or deviation = off"
+    ]
+    no_hour = ["Model.variant=enhanced", "Data.start=2018-01-01", "Training.num_of_hours=0"]
+    assert faults_of(PEMS04, *no_hour) == [
+        "--set Model.variant=enhanced: found enhanced, expected num_of_hours of at least 1, or deviation = off"
+    ]
+    for changes in (own_day, no_hour):
+        assert not load_config(PEMS04, [*changes, "Model.deviation=off"]).model.knows_usual
 
 
 def test_settings_are_compared_even_when_others_are_wrong():

@@ -1,87 +1,126 @@
-"""What the enhanced variant adds: it knows sensor and time, decodes at once, and each addition can be left out."""
+"""What the enhanced variant adds, each of which can be left out: the usual, identity, means over graphs."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.build import build_model, restore_model
-from model.enhanced import SensorTimeEmbedding
-from model.stid import SensorTimeTable
+from model.enhanced import neighbour_weights
+from model.sensor_time import SensorTimeTable, SensorTimeWaves
 
-DAY = 24
+DAY = 48
 WEEK = 7 * DAY
+HOUR = DAY // 24
+SENSORS, HORIZON = 5, 3
+SIZES = {"input_steps": 12, "horizon": HORIZON, "patch_len": 4, "channels": 8, "layers": 1, "heads": 2}
+ARGUMENTS = {"steps_per_day": DAY, "large_kernels": (5,), "dropout": 0.0, **SIZES}
+SWITCHES = ("deviation", "identity", "graph_means")
+VARIANTS = ("enhanced", "perceptron")
 
 
-def make_model(sensors: int = 4, horizon: int = 3, **switches: bool) -> nn.Module:
+def chain(reach: int) -> Tensor:
+    place = torch.arange(SENSORS)
+    return (place[:, None] - place).abs() <= reach
+
+
+def make_model(variant: str = "enhanced", **switches: bool) -> nn.Module:
     torch.manual_seed(3)
-    graphs = (*[torch.ones(sensors, sensors, dtype=torch.bool)] * 2, torch.randn(sensors, 3))
-    sizes = {"input_steps": 12, "horizon": horizon, "patch_len": 4, "channels": 8, "layers": 1, "heads": 2}
-    model = build_model(*graphs, variant="enhanced", steps_per_day=DAY, large_kernels=(5,), **sizes, **switches)
+    graphs = (chain(2), chain(1), torch.randn(SENSORS, 3))
+    model = build_model(*graphs, variant=variant, **ARGUMENTS, **switches)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
 
-def inputs(sensors: int = 4, horizon: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return series, the value before each target step, the step of the week, and what is usual."""
     torch.manual_seed(4)
-    return torch.randn(2, sensors, 12), torch.randn(2, sensors, horizon), torch.tensor([5, WEEK - 1])
+    series = torch.randn(2, SENSORS, 12)
+    values = torch.cat([series[:, :, -1:], torch.randn(2, SENSORS, HORIZON - 1)], dim=-1)
+    return series, values, torch.tensor([5, WEEK - 1]), torch.randn(2, SENSORS, HOUR + HORIZON)
 
 
 @torch.no_grad()
-def test_it_forecasts_from_the_start_value_alone() -> None:
-    model, (series, values, step_of_week) = make_model(), inputs()
-    forecast = model(series, values, step_of_week)
-    assert torch.equal(forecast, model.rollout(series, values[:, :, 0], step_of_week))
-    assert torch.equal(forecast, model(series, torch.cat([values[:, :, :1], values[:, :, 1:] + 1], -1), step_of_week))
-    assert not torch.equal(forecast, model(series, values + 1, step_of_week))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_target_is_among_its_inputs(variant: str) -> None:
+    model, (series, values, step_of_week, usual) = make_model(variant), inputs()
+    forecast = model(series, values, step_of_week, usual)
+    assert forecast.shape == (2, SENSORS, HORIZON)
+    assert torch.equal(forecast, model.rollout(series, values[:, :, 0], step_of_week, usual))
+    assert torch.equal(forecast, model(series, values + 1, step_of_week, usual))
 
 
 @torch.no_grad()
-def test_time_matters_where_there_is_identity() -> None:
-    series, values, step_of_week = inputs()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_with_nothing_learnt_it_forecasts_what_is_usual_or_the_last_value(variant: str) -> None:
+    series, values, step_of_week, usual = inputs()
+    for deviation, expected in ((True, usual[:, :, HOUR:]), (False, series[:, :, -1:].expand(-1, -1, HORIZON))):
+        model = make_model(variant, deviation=deviation)
+        for parameter in model.decoder.prediction.parameters():
+            nn.init.zeros_(parameter)
+        assert torch.equal(model(series, values, step_of_week, usual), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_time_matters_where_there_is_identity(variant: str) -> None:
+    series, values, step_of_week, usual = inputs()
     for identity in (True, False):
-        model = make_model(identity=identity)
-        forecast, later = (model(series, values, step_of_week + hours) for hours in (0, 1))
-        next_week = model(series, values, step_of_week + WEEK)
+        model = make_model(variant, identity=identity)
+        forecast, later = (model(series, values, step_of_week + steps, usual) for steps in (0, 1))
+        next_week = model(series, values, step_of_week + WEEK, usual)
         assert torch.equal(forecast, later) != identity
         assert torch.equal(forecast, next_week)
 
 
-@torch.no_grad()
-def test_the_residual_adds_the_start_value() -> None:
-    series, values, step_of_week = inputs()
-    change, whole = (make_model(residual=residual)(series, values, step_of_week) for residual in (False, True))
-    torch.testing.assert_close(whole, change + values[:, :, :1])
+def reached(model: nn.Module, sensor: int) -> set[int]:
+    """Return the sensors whose last hour enters the forecast of a sensor."""
+    series, values, step_of_week, usual = inputs()
+    series.requires_grad_()
+    model(series, values, step_of_week, usual)[:, sensor].sum().backward()
+    assert series.grad is not None
+    return set(series.grad[:, :, -HOUR:].abs().sum(dim=(0, 2)).nonzero().flatten().tolist())
 
 
-@torch.no_grad()
-def test_the_readout_reaches_every_token_from_every_step() -> None:
-    model, (series, values, step_of_week) = make_model(), inputs()
-    nn.init.zeros_(model.prediction.weight)  # what is left is the readout
-    memory = model.encode(series, step_of_week)
-    expected = memory.flatten(2) @ model.readout.weight.T + model.readout.bias + model.prediction.bias
-    torch.testing.assert_close(model(series, values, step_of_week), expected + values[:, :, :1])
+def test_sensors_see_each_other_by_means_alone_in_the_decoder() -> None:
+    assert reached(make_model("perceptron", graph_means=False), 0) == {0}
+    assert reached(make_model("perceptron"), 0) == set(range(SENSORS))
+    # By attention on the similarity graph, in its one layer.
+    assert reached(make_model("enhanced", graph_means=False), 0) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("switch", ["identity", "readout", "residual"])
-def test_every_weight_is_trained_and_restored_without_any_addition(switch: str) -> None:
-    model, (series, values, step_of_week) = make_model(**{switch: False}).train(), inputs()
-    model(series, values, step_of_week).square().mean().backward()
+def test_a_mean_is_over_the_others_that_a_mask_allows() -> None:
+    mask = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 1, 1]], dtype=torch.bool)
+    expected = torch.tensor([[0, 0.5, 0.5], [0, 0, 0], [0, 1, 0]])
+    assert torch.equal(neighbour_weights(mask), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("switch", [None, *SWITCHES])
+def test_every_weight_is_trained_and_restored_without_any_addition(variant: str, switch: str | None) -> None:
+    off = {} if switch is None else {switch: False}
+    model, (series, values, step_of_week, usual) = make_model(variant, **off).train(), inputs()
+    model(series, values, step_of_week, usual).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-    arguments = {
-        "variant": "enhanced", "steps_per_day": DAY, "large_kernels": (5,), "input_steps": 12, "horizon": 3,
-        "patch_len": 4, "channels": 8, "layers": 1, "heads": 2, switch: False,
-    }  # fmt: skip
-    restored = restore_model(arguments, model.state_dict()).eval()
+    restored = restore_model({"variant": variant, **ARGUMENTS, **off}, model.state_dict()).eval()
     with torch.no_grad():
-        expected = model.eval()(series, values, step_of_week)
-        assert torch.equal(restored(series, values, step_of_week), expected)
+        expected = model.eval()(series, values, step_of_week, usual)
+        assert torch.equal(restored(series, values, step_of_week, usual), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_means_follow_the_masks_of_the_weights_that_are_loaded(variant: str) -> None:
+    other = build_model(chain(4), chain(4), torch.randn(SENSORS, 3), variant=variant, **ARGUMENTS)
+    model = make_model(variant)
+    assert not torch.equal(other.decoder.neighbour_weights, model.decoder.neighbour_weights)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.decoder.neighbour_weights, model.decoder.neighbour_weights)
 
 
 @torch.no_grad()
 def test_the_time_of_day_is_smooth_and_repeats() -> None:
-    embedding = SensorTimeEmbedding(sensors=1, steps_per_day=288, channels=4, harmonics=8)
+    embedding = SensorTimeWaves(sensors=1, steps_per_day=288, channels=4, harmonics=8)
     steps = torch.arange(2 * 288)
     wave = embedding.time_of_day(embedding.waves[steps % 288])  # (2 days, C)
     torch.testing.assert_close(wave[:288], wave[288:])
@@ -92,14 +131,8 @@ def test_the_time_of_day_is_smooth_and_repeats() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [SensorTimeEmbedding, SensorTimeTable])
+@pytest.mark.parametrize("kind", [SensorTimeWaves, SensorTimeTable])
 def test_sensor_time_and_day_add_up(kind: type[nn.Module]) -> None:
-    embedding = kind(3, DAY, 5)
-    at = (
-        embedding(torch.tensor([[0], [4], [DAY], [DAY + 4]]))
-        if kind is SensorTimeEmbedding
-        else embedding(torch.tensor([0, 4, DAY, DAY + 4]))
-    )
-    midnight, four, next_midnight, next_four = at.reshape(4, 3, 5)
+    midnight, four, next_midnight, next_four = kind(3, DAY, 5)(torch.tensor([0, 4, DAY, DAY + 4]))
     torch.testing.assert_close(next_four - next_midnight, four - midnight)
     torch.testing.assert_close(four[1] - four[0], midnight[1] - midnight[0])
