@@ -1,4 +1,4 @@
-"""The groups of measurements, each a function that yields one comparison after the other."""
+"""The groups of measurements, each a function that yields one row after the other."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from fastdtw import fastdtw
 from numpy.typing import NDArray
+from torch import Tensor
 
+from benchmarks.limits import Limit, large_copy, large_product, operator_seconds, shares_by_class, work
 from benchmarks.measure import Comparison, Figure, Unit, checked, figure, largest_difference, timed, times
 from benchmarks.memory import peak_memory
 from benchmarks.plain_dtw import dtw_distance
@@ -18,14 +20,17 @@ from benchmarks.plain_model import gradients_as_plain
 from benchmarks.plain_windows import prepare_windows, save_windows
 from benchmarks.workloads import (
     KINDS,
+    OWN_NAMES,
     PEMS03,
     PEMS04,
     PEMS07,
     PEMS08,
     SEED,
     SHIPPED_SIZES,
+    TRAINING_STAGES,
     Kind,
     NetworkSizes,
+    OwnName,
     Shape,
     Workload,
     simulated_workload,
@@ -45,8 +50,12 @@ GIBIBYTE = 2**30
 ONE_LAYER = replace(SHIPPED_SIZES, layers=1)
 DAYS_AVERAGED = 7  # of the simulated flow, for the sensors' mean days
 FLOAT = 4  # bytes of a float32
-TEMPORARIES = 3  # attention matrices that the plain network holds at once beside those that it keeps
-ACTIVATIONS = 30  # tensors (B, N, 1, C) that the plain network keeps for each token in each layer, about
+# What the plain network needs, fitted to measured peaks of training and fine-tuning steps, with the allocator's part in
+# them: those of 0.7 to 17 GiB come out within 15%.
+ATTENTIONS = 3  # attention matrices for each token in each layer
+ACTIVATIONS = 30  # tensors (B, N, 1, C) for each token in each layer
+TEMPORARIES = 4  # attention matrices for each token of the layer that is being computed
+REMARKS: dict[OwnName, str] = {"fast": "", "checkpointed": ", gradient checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Settings:
         device: where the networks compute, and the exact DTW.
         repeats, seconds: rounds of a comparison, and the time after which no further one begins.
         shapes: of the data sets, for all groups but those that grow.
-        evaluated: the shape whose evaluation pass and whole peak memory are measured, and at which the batch grows.
+        evaluated: the shape whose evaluation pass, limits, and peak memory of every step are measured, at which steps
+            are timed with gradient checkpointing too, and at which the batch grows.
         evaluation_batch: samples in a batch of the evaluation pass.
         full: whether to evaluate all test samples as well.
         sizes: of the network.
@@ -66,6 +76,8 @@ class Settings:
         memory_limit: in bytes; where the plain network would need more, it is not measured.
         plain_samples: samples that the plain preparation is timed on.
         plain_pairs: pairs of sensors that plain DTW and fastdtw are timed on.
+        product_size: of the square matrices whose product shows the machine's rate of operations.
+        copied: float32 in the copy that shows its rate of traffic: far more than its caches hold.
     """
 
     device: torch.device
@@ -79,9 +91,16 @@ class Settings:
     growing_sensors: tuple[int, ...] = (100, 200, 400, 800, 1600, 3000)
     growing_sizes: NetworkSizes = ONE_LAYER
     growing_batches: tuple[int, ...] = (1, 2, 4, 8, 16)
-    memory_limit: float = 12 * GIBIBYTE
+    memory_limit: float = 16 * GIBIBYTE
     plain_samples: int = 128
     plain_pairs: int = 5
+    product_size: int = 2048
+    copied: int = 2**26
+
+
+def for_gpu(settings: Settings) -> Settings:
+    """Return settings whose product and copy are large enough to keep a GPU busy."""
+    return replace(settings, product_size=8192, copied=2**29)
 
 
 def quick(settings: Settings) -> Settings:
@@ -97,6 +116,8 @@ def quick(settings: Settings) -> Settings:
         growing_batches=(1, 2),
         plain_samples=16,
         plain_pairs=2,
+        product_size=512,
+        copied=2**24,
     )
 
 
@@ -241,11 +262,12 @@ def evaluation(settings: Settings) -> Iterator[Comparison]:
     flow = synthetic_series(shape.rows, shape.sensors, 1, steps_per_day(shape), SEED)
     prepared = prepare(flow, shape.windows, "")
     windows = Windows(prepared, shape.windows.horizon, Calendar(steps_per_day(shape)), device)
-    networks = simulated_workload(shape.sensors, 1, shape.windows, settings.sizes, device).networks()
+    workload = simulated_workload(shape.sensors, 1, shape.windows, settings.sizes, device)
+    networks = {"fast": workload.network(), "plain": workload.plain_network()}
     starts = prepared.label_starts["test"]
     functions = {
         name: partial(evaluate, network, windows, starts[:batch_size], batch_size, "evaluation", keep_forecast=True)
-        for name, network in zip(("fast", "plain"), networks, strict=True)
+        for name, network in networks.items()
     }
     forecasts = {}
     for name, function in functions.items():
@@ -270,34 +292,48 @@ def evaluation(settings: Settings) -> Iterator[Comparison]:
     )
     yield row
     if settings.full:
-        everything = partial(evaluate, networks[0], windows, starts, batch_size, "evaluation")
+        everything = partial(evaluate, networks["fast"], windows, starts, batch_size, "evaluation")
         seconds = figure([timed(everything, device)])
         yield replace(row, what=f"{row.what}, all run", fast=seconds, extrapolated=("plain",), note=f"plain: {note}")
 
 
 def memory(settings: Settings) -> Iterator[Comparison]:
-    """Peak memory of one step above the interpreter's own: of every kind for one shape, of training for the others."""
+    """Peak memory of one step above the interpreter's own: of every kind for one shape, of training for the others.
+
+    Where the plain network gets a smaller batch, both stages of training are measured with the whole one too.
+    """
     for shape in settings.shapes:
+        case = Case.of(shape, settings)
         for kind in KINDS if shape == settings.evaluated else KINDS[:1]:
-            yield compare_memory(kind, Case.of(shape, settings), settings)
+            yield from compare_memory(kind, case, settings, own_names(kind))
+        if shape.compared_batch < shape.batch:
+            for kind in TRAINING_STAGES:
+                yield from compare_memory(kind, replace(case, batch=shape.batch), settings, own_names(kind))
 
 
 def growing_network(settings: Settings) -> Iterator[Comparison]:
     """Time and memory of a training step against N."""
     for sensors in settings.growing_sensors:
         case = Case("N grows", settings.evaluated.windows, sensors, 1, settings.growing_sizes)
-        yield compare_step("training step", case, settings)
-        yield compare_memory("training step", case, settings)
+        yield from compare_step("training step", case, settings)
+        yield from compare_memory("training step", case, settings)
 
 
 def growing_batch(settings: Settings) -> Iterator[Comparison]:
     """Time of a training step against the batch."""
     case = replace(Case.of(settings.evaluated, settings), name="batch grows")
     for batch in settings.growing_batches:
-        yield compare_step("training step", replace(case, batch=batch), settings)
+        yield from compare_step("training step", replace(case, batch=batch), settings)
 
 
-GROUPS: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
+def limits(settings: Settings) -> Iterator[Limit]:
+    """Every step against the least time that the machine's rates allow, and the operators that its time goes to."""
+    case = Case.of(settings.evaluated, settings)
+    for kind in KINDS:
+        yield measure_limit(kind, case, settings)
+
+
+GROUPS: dict[str, Callable[[Settings], Iterator[Comparison] | Iterator[Limit]]] = {
     "prepare": preparation,
     "dtw": dtw,
     "training": training,
@@ -307,6 +343,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
     "memory": memory,
     "scaling": growing_network,
     "batch": growing_batch,
+    "limits": limits,
 }
 
 
@@ -334,10 +371,13 @@ class Case:
         """Return the network and a simulated batch."""
         return simulated_workload(self.sensors, self.batch, self.windows, self.sizes, device)
 
-    def row(self, what: str, unit: Unit, fast: Figure) -> Comparison:
+    def label(self, what: str, name: OwnName = "fast") -> str:
+        """Return what the table calls a measurement of one of this project's networks."""
+        return f"{what}{REMARKS[name]}, {self.sizes.layers} layer{'s' if self.sizes.layers > 1 else ''}"
+
+    def row(self, label: str, unit: Unit, fast: Figure) -> Comparison:
         """Return the row of a figure, with nothing beside it yet."""
-        layers = f"{what}, {self.sizes.layers} layer{'s' if self.sizes.layers > 1 else ''}"
-        return Comparison(layers, self.name, self.sensors, self.batch, unit, fast)
+        return Comparison(label, self.name, self.sensors, self.batch, unit, fast)
 
     def plain_memory(self, kind: Kind) -> float:
         """Return about how many bytes the plain network needs for a step: attention weights and activations."""
@@ -346,7 +386,7 @@ class Case:
         kept = 0.0 if kind == "forecast" else self.sizes.layers * (tokens + decoded)  # tokens, over all layers
         attention = FLOAT * self.batch * self.sizes.heads * self.sensors**2
         activations = FLOAT * self.batch * self.sensors * self.sizes.channels * ACTIVATIONS
-        return kept * (attention + activations) + TEMPORARIES * max(tokens, horizon) * attention
+        return kept * (ATTENTIONS * attention + activations) + TEMPORARIES * max(tokens, horizon) * attention
 
     def too_much(self, kind: Kind, settings: Settings) -> str:
         """Return the note on a plain network that needs too much memory, empty where it does not."""
@@ -356,49 +396,105 @@ class Case:
         return f"plain: needs about {needed / GIBIBYTE:.1f} GiB, the limit is {limit / GIBIBYTE:.1f}"
 
 
+def own_names(kind: Kind) -> tuple[OwnName, ...]:
+    """Return this project's networks that a step is measured with: a forecast has no gradients to keep values for."""
+    return OWN_NAMES if kind in TRAINING_STAGES else ("fast",)
+
+
 def steps_by_shape(kind: Kind, settings: Settings) -> Iterator[Comparison]:
     """Compare a step at each shape; where the plain network gets a smaller batch, the whole one is measured too."""
     for shape in settings.shapes:
         case = Case.of(shape, settings)
-        yield compare_step(kind, case, settings)
+        yield from compare_step(kind, case, settings, own_names(kind) if shape == settings.evaluated else ("fast",))
         if shape.compared_batch < shape.batch:
-            yield time_step(kind, replace(case, batch=shape.batch), settings)
+            yield from time_step(kind, replace(case, batch=shape.batch), settings)
 
 
-def time_step(kind: Kind, case: Case, settings: Settings, note: str = "") -> Comparison:
-    """Time a step of the fast network alone."""
+def time_step(
+    kind: Kind, case: Case, settings: Settings, names: Sequence[OwnName] = ("fast",), note: str = ""
+) -> list[Comparison]:
+    """Time a step of this project's networks alone."""
     workload = case.workload(settings.device)
-    function = step(kind, workload.network(), workload.batch())
-    function()
-    measured = times({"fast": function}, settings.device, settings.repeats, settings.seconds)
-    return replace(case.row(kind, "s", measured["fast"]), note=note)
+    steps: dict[str, Callable[[], Tensor]] = {
+        name: step(kind, workload.network(name), workload.batch()) for name in names
+    }
+    for function in steps.values():
+        function()
+    measured = times(steps, settings.device, settings.repeats, settings.seconds)
+    return [replace(case.row(case.label(kind, name), "s", measured[name]), note=note) for name in names]
 
 
-def compare_step(kind: Kind, case: Case, settings: Settings) -> Comparison:
-    """Time a step of both networks, which begin with the same weights, and check that they compute the same.
+def compare_step(kind: Kind, case: Case, settings: Settings, names: Sequence[OwnName] = ("fast",)) -> list[Comparison]:
+    """Time a step of this project's networks and the plain one, and check that they compute the same.
 
-    Compared are the forecasts, or the losses and all gradients of the first step.
+    All begin with the same weights. Compared are the forecasts, or the losses and all gradients of the first step.
     """
     if note := case.too_much(kind, settings):
-        return time_step(kind, case, settings, note)
+        return time_step(kind, case, settings, names, note)
     workload = case.workload(settings.device)
-    (fast, plain), batch = workload.networks(), workload.batch()
-    steps = {"fast": step(kind, fast, batch), "plain": step(kind, plain, batch)}
+    networks = {name: workload.network(name) for name in names}
+    plain, batch = workload.plain_network(), workload.batch()
+    steps: dict[str, Callable[[], Tensor]] = {name: step(kind, network, batch) for name, network in networks.items()}
+    steps["plain"] = step(kind, plain, batch)
     results = {name: {"": function()} for name, function in steps.items()}
-    what = f"{kind}, {case.sensors} sensors"
-    difference = checked(what, largest_difference(results["fast"], results["plain"]), TOLERANCE)
-    if kind != "forecast":
-        gradients = {name: weight.grad for name, weight in plain.named_parameters() if weight.grad is not None}
-        of_gradients = largest_difference(gradients_as_plain(fast), gradients)
-        difference = max(difference, checked(f"gradients of a {what}", of_gradients, GRADIENT_TOLERANCE))
+    gradients = {name: weight.grad for name, weight in plain.named_parameters() if weight.grad is not None}
+    differences = {}
+    for name, network in networks.items():
+        what = f"{case.label(kind, name)}, {case.sensors} sensors"
+        difference = checked(what, largest_difference(results[name], results["plain"]), TOLERANCE)
+        if kind != "forecast":
+            of_gradients = largest_difference(gradients_as_plain(network), gradients)
+            difference = max(difference, checked(f"gradients of a {what}", of_gradients, GRADIENT_TOLERANCE))
+        differences[name] = difference
     measured = times(steps, settings.device, settings.repeats, settings.seconds)
-    return replace(case.row(kind, "s", measured["fast"]), plain=measured["plain"], difference=difference)
+    return [
+        replace(
+            case.row(case.label(kind, name), "s", measured[name]),
+            plain=measured["plain"],
+            difference=differences[name],
+        )
+        for name in names
+    ]
 
 
-def compare_memory(kind: Kind, case: Case, settings: Settings) -> Comparison:
+def compare_memory(
+    kind: Kind, case: Case, settings: Settings, names: Sequence[OwnName] = ("fast",)
+) -> list[Comparison]:
     """Measure the peak memory of one step of each network, above the interpreter's own."""
     workload = case.workload(settings.device)
-    row = case.row(f"memory of a {kind}", "bytes", figure([peak_memory(kind, "fast", workload)]))
+    rows = [
+        case.row(case.label(f"memory of a {kind}", name), "bytes", figure([peak_memory(kind, name, workload)]))
+        for name in names
+    ]
     if note := case.too_much(kind, settings):
-        return replace(row, note=note)
-    return replace(row, plain=figure([peak_memory(kind, "plain", workload)]))
+        return [replace(row, note=note) for row in rows]
+    plain = figure([peak_memory(kind, "plain", workload)])
+    return [replace(row, plain=plain) for row in rows]
+
+
+def measure_limit(kind: Kind, case: Case, settings: Settings) -> Limit:
+    """Measure a step and the machine's rates by turns, count what the step asks for, and profile one more step."""
+    device, workload = settings.device, case.workload(settings.device)
+    functions = {
+        "step": step(kind, workload.network(), workload.batch()),
+        "product": large_product(settings.product_size, device),
+        "copy": large_copy(settings.copied, device),
+    }
+    for function in functions.values():
+        function()
+    asked = {name: work(function) for name, function in functions.items()}
+    measured = times(functions, device, settings.repeats, settings.seconds)
+    seconds = operator_seconds(functions["step"], device)
+    return Limit(
+        case.label(kind),
+        case.name,
+        case.sensors,
+        case.batch,
+        measured["step"],
+        asked["step"].operations,
+        asked["product"].operations / measured["product"].median,
+        asked["step"].traffic,
+        asked["copy"].traffic / measured["copy"].median,
+        sum(seconds.values()),
+        shares_by_class(seconds),
+    )

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ class Comparison:
     extrapolated: tuple[Literal["fast", "plain"], ...] = ()
     difference: float | None = None
     note: str = ""
+    table: ClassVar[str] = "comparisons"  # what the list of such rows is called in the JSON file
 
     @property
     def ratio(self) -> float | None:

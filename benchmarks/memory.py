@@ -76,7 +76,7 @@ def _status(key: str, device: torch.device) -> int:
 
 
 def _take_step(kind: Kind, name: NetworkName, workload: Workload) -> None:
-    network: nn.Module = workload.networks()[1] if name == "plain" else workload.network()
+    network: nn.Module = workload.plain_network() if name == "plain" else workload.network(name)
     step(kind, network, workload.batch())()
 
 

@@ -1,7 +1,8 @@
-"""What a benchmark leaves: a JSON file of the machine, a table made from it, and the figure of cost against N."""
+"""What a benchmark leaves: a JSON file of the machine, tables made from it, and the figure of cost against N."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks.limits import CLASSES, Limit
 from benchmarks.measure import Comparison
 from lib.devices import describe_device
 from lib.figures import COLOURS, save_figure
@@ -20,14 +22,16 @@ from lib.files import load_json, save_json, written_whole
 UNITS = {
     "s": ((60.0, "min", 180.0), (1.0, "s", 1.0), (1e-3, "ms", 0.0)),
     "bytes": ((2.0**30, "GiB", 2.0**30), (2.0**20, "MiB", 0.0)),
+    "operations": ((1e12, "Tflop", 1e12), (1e9, "Gflop", 1e9), (1e6, "Mflop", 0.0)),
 }
 NETWORKS = {"fast": "this project", "plain": "plain reference"}
-HEADER = ("measured", "shape", "N", "batch", *NETWORKS.values(), "ratio", "difference", "remarks")
+CASE = ("measured", "shape", "N", "batch")
 LEGEND = """\
 Medians of repeats after a warm-up, taken by turns, with both quartiles. Memory is that of one step in a process of its
 own, above what the interpreter had in use before. ≈ marks what was measured on a part of the work and multiplied. The
 ratio is plain reference / this project; the difference is the largest one of both results, relative to their scale.
-Both ways had the same threads and the same settings of the allocator (`lib.devices.configure_cpu`).
+Both ways had the same threads and the same settings of the allocator (`lib.devices.configure_cpu`). The group `limits`
+compares nothing: benchmarks/README.md says how to read it.
 """
 
 
@@ -49,11 +53,11 @@ class Report:
 
     def begin(self, group: str, origin: Mapping[str, Any]) -> None:
         """Begin a group anew."""
-        self.groups[group] = {**origin, "complete": False, "comparisons": []}
+        self.groups[group] = {**origin, "complete": False}
 
-    def add(self, group: str, comparison: Comparison) -> None:
-        """Add a comparison to a group, and write the JSON file, so that a broken-off run keeps it."""
-        self.groups[group]["comparisons"].append(comparison.record())
+    def add(self, group: str, row: Comparison | Limit) -> None:
+        """Add a row to a group, and write the JSON file, so that a broken-off run keeps it."""
+        self.groups[group].setdefault(row.table, []).append(row.record())
         save_json(self.json, {"groups": self.groups})
 
     def end(self, group: str) -> None:
@@ -67,7 +71,7 @@ class Report:
 
 
 def markdown(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of all groups, with what they were measured on."""
+    """Return the tables of all groups, with what they were measured on."""
     lines = []
     for name, group in groups.items():
         changes = " with changes" if group["git_changes"] else ""
@@ -78,14 +82,19 @@ def markdown(groups: Mapping[str, Mapping[str, Any]]) -> str:
             f"{group['started'][:10]}, {group['hardware']}, torch {group['packages']['torch']}, "
             f"commit {str(group['git_commit'])[:7]}{changes}{state}: `{' '.join(group['command'])}`",
             "",
-            table(group["comparisons"]),
+            tables(group),
         ]
     return f"# Benchmarks\n\n{LEGEND}\n" + "\n".join(lines)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def tables(group: Mapping[str, Any]) -> str:
+    """Return the rows of a group as Markdown tables."""
+    return "\n".join(table(layout, group[name]) for name in LAYOUTS if name in group for layout in LAYOUTS[name])
+
+
+def table(layout: "Layout", rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as a Markdown table whose columns are aligned."""
-    cells = [HEADER, *map(row_cells, rows)]
+    cells = [(*CASE, *layout.header), *((*case_cells(row), *layout.cells(row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, tuple("-" * width for width in widths))
     return "".join(
@@ -93,13 +102,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells of one comparison, as JSON has it."""
+def case_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells that say what was measured, of a row as JSON has it."""
+    return row["what"], row["shape"], str(row["sensors"]), "" if row["batch"] is None else str(row["batch"])
+
+
+def comparison_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the figures of a comparison, as JSON has it."""
     return (
-        row["what"],
-        row["shape"],
-        str(row["sensors"]),
-        "" if row["batch"] is None else str(row["batch"]),
         *(shown(row[name], row["unit"], name in row["extrapolated"]) for name in NETWORKS),
         "" if row["ratio"] is None else f"{row['ratio']:.3g} x",
         "" if row["difference"] is None else f"{row['difference']:.0e}",
@@ -111,10 +121,59 @@ def shown(figure: Mapping[str, float] | None, unit: str, extrapolated: bool) -> 
     """Return a figure in a unit that fits it, with its quartiles where it was measured more than once."""
     if figure is None:
         return ""
-    size, name = next((size, name) for size, name, least in UNITS[unit] if figure["median"] >= least)
+    size, name = fitting_unit(figure["median"], unit)
     median, lower, upper = (f"{figure[key] / size:.3g}" for key in ("median", "lower_quartile", "upper_quartile"))
     quartiles = f" ({lower} to {upper})" if figure["repeats"] > 1 else ""
     return f"{'≈ ' if extrapolated else ''}{median} {name}{quartiles}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a number in a unit that fits it."""
+    size, name = fitting_unit(value, unit)
+    return f"{value / size:.3g} {name}"
+
+
+def fitting_unit(value: float, unit: str) -> tuple[float, str]:
+    """Return size and name of the unit that a value is shown in."""
+    return next((size, name) for size, name, least in UNITS[unit] if value >= least)
+
+
+def limit_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return time, work, rates and least times of a step, as JSON has them."""
+    cells = [shown(row["time"], "s", False)]
+    for name, rate, unit in (("operations", "operation_rate", "operations"), ("traffic", "traffic_rate", "bytes")):
+        least = quantity(row["least_seconds"][name], "s")
+        cells += [quantity(row[name], unit), f"{quantity(row[rate], unit)}/s", least, f"{row['reached'][name]:.0%}"]
+    return tuple(cells)
+
+
+def profile_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the time of a step's operators, and the share of each class, as JSON has them."""
+    return quantity(row["operator_seconds"], "s"), *(f"{row['shares'][title]:.1f}%" for title in CLASSES)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table, beside those that say what was measured, and what makes a row's cells of its record."""
+
+    header: tuple[str, ...]
+    cells: Callable[[Mapping[str, Any]], tuple[str, ...]]
+
+
+# By what the list of the rows is called in the JSON file: the tables that are made of them.
+LAYOUTS = {
+    Comparison.table: (Layout((*NETWORKS.values(), "ratio", "difference", "remarks"), comparison_cells),),
+    Limit.table: (
+        Layout(
+            (
+                *("time", "operations", "product's rate", "least time", "reached"),
+                *("traffic", "copy's rate", "least time", "reached"),
+            ),
+            limit_cells,
+        ),
+        Layout(("in operators", *CLASSES), profile_cells),
+    ),
+}
 
 
 def cost_against_sensors(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -153,7 +212,10 @@ def draw_power_law(axes: Axes, points: NDArray[np.float64], title: str, colour: 
     axes.plot(sensors, cost, marker, color=colour, label=title)
 
 
-def progress_line(group: str, comparison: Comparison) -> str:
-    """Return one line on a comparison as soon as it is there."""
-    what, shape, sensors, batch, fast, plain, ratio, _, note = row_cells(comparison.record())
-    return f"{group}: {what}, {shape} N={sensors}{f' B={batch}' if batch else ''}: {fast} | {plain} | {ratio} {note}"
+def progress_line(group: str, row: Comparison | Limit) -> str:
+    """Return one line on a row as soon as it is there."""
+    record = row.record()
+    what, shape, sensors, batch = case_cells(record)
+    named = (cell for layout in LAYOUTS[row.table] for cell in zip(layout.header, layout.cells(record), strict=True))
+    figures = " | ".join(f"{name} {cell}" for name, cell in named if cell)
+    return f"{group}: {what}, {shape} N={sensors}{f' B={batch}' if batch else ''}: {figures}"

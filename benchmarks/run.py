@@ -1,4 +1,4 @@
-"""Measure speed and memory against plain references, and check that both compute the same."""
+"""Measure speed and memory against plain references, check that both compute the same, and say what limits a step."""
 
 import argparse
 from collections.abc import Iterable
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.groups import GIBIBYTE, GROUPS, Settings, quick
+from benchmarks.groups import GIBIBYTE, GROUPS, Settings, for_gpu, quick
 from benchmarks.memory import release_memory
-from benchmarks.report import Report, machine_name, progress_line, table
+from benchmarks.report import Report, machine_name, progress_line, tables
 from lib.command_line import ScriptParser
 from lib.devices import choose_device, configure_cpu
 from lib.errors import run_script
@@ -39,9 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--memory-limit",
         type=float,
-        default=12.0,
+        default=16.0,
         metavar="GIB",
-        help="the plain network is left out where it would need more (default: 12)",
+        help="the plain network is left out where it would need more (default: 16)",
     )
     parser.add_argument(
         "--output", type=Path, default=REPOSITORY_ROOT / "results" / "benchmarks", metavar="DIR", help="where to write"
@@ -61,28 +61,29 @@ def measure(settings: Settings, groups: Iterable[str], folder: Path, machine: st
     report, origin = Report(folder, machine), provenance(settings.device)
     for group in groups:
         report.begin(group, origin)
-        for comparison in GROUPS[group](settings):
-            report.add(group, comparison)
-            print(progress_line(group, comparison), flush=True)
+        for row in GROUPS[group](settings):
+            report.add(group, row)
+            print(progress_line(group, row), flush=True)
             release_memory()
         report.end(group)
     return report
 
 
 def main() -> None:
-    """Measure what the command line asks for, and print the table."""
+    """Measure what the command line asks for, and print the tables."""
     arguments = parse_arguments()
     configure_cpu(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False  # convolutions in float32, as everything else
     settings = Settings(choose_device(arguments.device), full=arguments.full)
     settings = replace(settings, memory_limit=arguments.memory_limit * GIBIBYTE)
+    settings = for_gpu(settings) if settings.device.type == "cuda" else settings
     settings = quick(settings) if arguments.quick else settings
     if arguments.repeats is not None:
         settings = replace(settings, repeats=arguments.repeats)
     machine = machine_name(settings.device) + ("-quick" if arguments.quick else "")
     report = measure(settings, arguments.only, arguments.output, machine)
     for group in arguments.only:
-        print(f"\n{group}\n\n{table(report.groups[group]['comparisons'])}")
+        print(f"\n{group}\n\n{tables(report.groups[group])}")
     print(f"written: {report.json}")
 
 

@@ -18,6 +18,8 @@ from scipy.spatial import Delaunay
 from torch import Tensor, nn
 
 from benchmarks.plain_model import PlainDTGLKNet
+from lib.acceleration import accelerate
+from lib.config import RuntimeConfig
 from lib.data import Batch, Calendar, WindowShape, prepare
 from lib.data import Windows as PreparedWindows
 from lib.dtw import dtw_matrix
@@ -31,8 +33,11 @@ STEPS_PER_DAY = 288
 SEED = 1
 
 Kind = Literal["training step", "fine-tuning step", "forecast"]
-NetworkName = Literal["fast", "plain"]
+OwnName = Literal["fast", "checkpointed"]  # without and with gradient checkpointing
+NetworkName = Literal[OwnName, "plain"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+TRAINING_STAGES = KINDS[:2]
+OWN_NAMES: tuple[OwnName, ...] = get_args(OwnName)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Workload:
     target: NDArray[np.float32]
     device: torch.device
 
-    def network(self) -> DTGLKNet:
+    def network(self, name: OwnName = "fast") -> DTGLKNet:
         """Return the network with its first weights, but for patches that have moved: only those need interpolation."""
         torch.manual_seed(SEED)
         network = DTGLKNet(
@@ -123,12 +128,14 @@ class Workload:
             large_kernels=self.sizes.large_kernels,
         )
         nn.init.normal_(network.front_end.patches.predictor[-1].weight, std=0.1)  # type: ignore[index,union-attr]
-        return network.to(self.device)
+        network.to(self.device)
+        if name == "checkpointed":
+            accelerate(network, RuntimeConfig(gradient_checkpointing=True), self.device)
+        return network
 
-    def networks(self) -> tuple[DTGLKNet, PlainDTGLKNet]:
-        """Return the network and the plain one, with the same weights."""
-        fast = self.network()
-        return fast, PlainDTGLKNet(fast).to(self.device)
+    def plain_network(self) -> PlainDTGLKNet:
+        """Return the plain network, with the weights of the other."""
+        return PlainDTGLKNet(self.network()).to(self.device)
 
     def batch(self) -> Batch:
         """Return the batch, on the device."""

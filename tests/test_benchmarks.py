@@ -1,6 +1,7 @@
 """The plain references compute what the project computes, and a benchmark leaves its files. No test asserts a time."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,25 @@ from torch.nn import functional as F
 
 from benchmarks import run
 from benchmarks.groups import GROUPS, Settings, windows_difference
+from benchmarks.limits import CLASSES, large_copy, large_product, operator_seconds, shares_by_class, work
 from benchmarks.measure import checked, figure, largest_difference, times
 from benchmarks.memory import peak_memory
 from benchmarks.plain_dtw import dtw_distance
 from benchmarks.plain_model import PlainDTGLKNet, gradients_as_plain
 from benchmarks.plain_windows import prepare_windows, save_windows
 from benchmarks.report import cost_against_sensors, markdown
-from benchmarks.workloads import NetworkSizes, Shape, simulated_workload, synthetic_network, synthetic_series
+from benchmarks.workloads import (
+    KINDS,
+    OWN_NAMES,
+    Kind,
+    NetworkSizes,
+    Shape,
+    Workload,
+    simulated_workload,
+    step,
+    synthetic_network,
+    synthetic_series,
+)
 from lib.data import WindowShape, prepare
 from lib.dtw import dtw_matrix
 from lib.errors import InputError
@@ -182,6 +195,68 @@ def test_peak_memory_is_that_of_the_step_alone() -> None:
     assert 0 <= peak_memory("training step", "plain", workload) < ballast.nbytes // 4
 
 
+def test_operations_of_products_are_counted() -> None:
+    first, second = torch.randn(5, 7, requires_grad=True), torch.randn(7, 3, requires_grad=True)
+    assert work(lambda: first @ second).operations == 2 * 5 * 7 * 3
+    assert work(lambda: (first @ second).sum().backward()).operations == 3 * 2 * 5 * 7 * 3
+    assert work(large_product(16, CPU)).operations == 2 * 16**3
+    # Attention as one operator, which the CPU has its own for: two products forward; again the scores, and four, back.
+    query, key, value = torch.randn(3, 2, 4, 9, 8, requires_grad=True)
+    attended = 2 * 4 * 2 * 9 * 9 * 8
+    assert work(lambda: F.scaled_dot_product_attention(query, key, value)).operations == 2 * attended
+    both = work(lambda: F.scaled_dot_product_attention(query, key, value).sum().backward())
+    assert both.operations == (2 + 5) * attended
+
+
+@pytest.mark.parametrize(
+    ("floats", "function"),
+    [
+        (3, lambda x, y: x + y),
+        (3, lambda x, y: x.add_(y)),
+        (2, lambda x, y: x.copy_(y)),
+        (3, lambda x, y: torch.add(x, y, out=torch.empty_like(x))),
+        (1, lambda x, _: x.zero_()),
+        (1, lambda x, _: torch.zeros_like(x)),
+        (2, lambda x, _: x.clone()),
+        (4, lambda x, y: torch._foreach_mul_([x, y], 2.0)),
+        (4, lambda x, y: torch.cat([x, y])),
+        (0, lambda x, _: torch.empty_like(x)),
+        (0, lambda x, y: (x.view(4, 6).t()[1:].unflatten(1, (2, 2)).detach(), y.expand(9, 24), y.contiguous())),
+        (3, lambda x, y: x.expand(1, 24) * y),
+        (1 + 1 / 24 + 1, lambda x, y: x * y[:1].expand(24)),
+    ],
+)
+def test_traffic_is_what_operators_read_and_write(floats: float, function: Callable[[Tensor, Tensor], object]) -> None:
+    first, second = torch.randn(2, 24)
+    assert work(lambda: function(first, second)).traffic == round(floats * 24 * 4)
+
+
+def test_traffic_of_a_copy_and_a_product() -> None:
+    assert work(large_copy(100, CPU)).traffic == 2 * 100 * 4
+    first, second = torch.randn(5, 7), torch.randn(7, 3)
+    assert work(lambda: first @ second).traffic == 4 * (5 * 7 + 7 * 3 + 5 * 3)
+
+
+def test_time_is_shared_among_classes_of_operators() -> None:
+    shares = shares_by_class({"addmm": 1, "mm": 2, "bmm": 1, "copy_": 3, "gelu": 1, "add": 1, "unheard of": 1})
+    assert shares == dict(zip(CLASSES, (30, 10, 30, 10, 20), strict=True))
+    x = torch.randn(64, 64)
+    seconds = operator_seconds(lambda: torch.softmax(x @ x, dim=1), CPU)
+    assert seconds.keys() >= {"mm", "_softmax"}
+    shares = shares_by_class(seconds)
+    assert sum(shares.values()) == pytest.approx(100)
+    assert shares["matrix products"] > 0
+    assert shares["softmax, norms, activations"] > 0
+    assert shares["batched products"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_gradient_checkpointing_computes_more(kind: Kind) -> None:
+    workload = simulated_workload(9, 1, WINDOWS, SIZES, CPU)
+    fast, checkpointed = (work(step(kind, workload.network(name), workload.batch())) for name in OWN_NAMES)
+    assert fast.operations < checkpointed.operations < 2 * fast.operations
+
+
 def tiny_settings() -> Settings:
     return Settings(
         CPU,
@@ -194,21 +269,29 @@ def tiny_settings() -> Settings:
         growing_sensors=(8, 12),
         growing_sizes=SIZES,
         growing_batches=(1, 2),
-        memory_limit=1.2e5,
+        memory_limit=1.45e5,
         plain_samples=20,
         plain_pairs=2,
+        product_size=16,
+        copied=1000,
     )
 
 
 def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.groups.peak_memory", lambda *step: 2**20 * step[-1].series.size)
+    measured_peaks = []
+
+    def fake_peak(kind: Kind, name: str, workload: Workload) -> int:
+        measured_peaks.append((kind, name, workload.series.shape, workload.sizes))
+        return 2**20 * workload.series.size
+
+    monkeypatch.setattr("benchmarks.groups.peak_memory", fake_peak)
     run.measure(tiny_settings(), GROUPS, tmp_path, "machine")
     groups = load_json(tmp_path / "machine.json")["groups"]
     assert groups.keys() == GROUPS.keys()
-    for group in groups.values():
+    for name, group in groups.items():
         assert group["complete"]
         assert {"started", "git_commit", "command", "hardware", "packages"} <= group.keys()
-        for row in group["comparisons"]:
+        for row in group["comparisons"] if name != "limits" else ():
             assert row["fast"]["lower_quartile"] <= row["fast"]["median"] <= row["fast"]["upper_quartile"]
             assert (row["ratio"] is None) == (row["plain"] is None)
             if row["plain"] is not None:
@@ -218,14 +301,48 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     compared = {
         name: [row["plain"] is not None for row in groups[name]["comparisons"]] for name in ("training", "batch")
     }
-    assert compared == {"training": [True, False], "batch": [True, False]}
+    assert compared == {"training": [True, True, False], "batch": [True, False]}  # with checkpointing, a larger batch
     assert not any(row["plain"] for row in groups["fine-tuning"]["comparisons"])  # beyond the limit of memory
     evaluated = groups["evaluation"]["comparisons"]
     assert [row["extrapolated"] for row in evaluated] == [["fast", "plain"], ["plain"]]
+    assert [(row["what"], row["batch"], row["plain"] is not None) for row in groups["memory"]["comparisons"]] == [
+        ("memory of a training step, 1 layer", 1, True),
+        ("memory of a training step, gradient checkpointing, 1 layer", 1, True),
+        ("memory of a fine-tuning step, 1 layer", 1, False),
+        ("memory of a fine-tuning step, gradient checkpointing, 1 layer", 1, False),
+        ("memory of a forecast, 1 layer", 1, True),
+        ("memory of a training step, 1 layer", 2, False),
+        ("memory of a training step, gradient checkpointing, 1 layer", 2, False),
+        ("memory of a fine-tuning step, 1 layer", 2, False),
+        ("memory of a fine-tuning step, gradient checkpointing, 1 layer", 2, False),
+    ]
+    assert len(set(measured_peaks)) == len(measured_peaks)  # the plain network's too, once for both rows beside it
+
+    limits = groups["limits"]["limits"]
+    assert [row["what"] for row in limits] == [f"{kind}, 1 layer" for kind in KINDS]
+    for row in limits:
+        assert row["operations"] > 0
+        assert row["traffic"] > 0
+        for name in ("operations", "traffic"):
+            rate = {"operations": "operation_rate", "traffic": "traffic_rate"}[name]
+            assert row["least_seconds"][name] == row[name] / row[rate]
+            assert row["reached"][name] == row["least_seconds"][name] / row["time"]["median"]
+        assert tuple(row["shares"]) == CLASSES
+        assert sum(row["shares"].values()) == pytest.approx(100)
+    training, fine_tuning, forecast = (row["operations"] for row in limits)
+    assert forecast < training < 3.1 * forecast  # a forward pass, and two more for the gradients
+    assert fine_tuning > forecast
 
     text = (tmp_path / "machine.md").read_text(encoding="utf-8")
     assert text == markdown(groups)
     assert all(f"## {name}\n" in text for name in GROUPS)
+    rates, operators = (table.splitlines() for table in text.split("## limits\n")[1].strip().split("\n\n")[1:])
+    assert len(rates) == len(operators) == 2 + len(KINDS)
+    assert f"{limits[0]['operations'] / 1e6:.3g} Mflop" in rates[2]
+    assert [cell.strip() for cell in operators[0].split("|")[5:-1]] == ["in operators", *CLASSES]
+    assert [cell.strip() for cell in operators[2].split("|")[6:-1]] == [
+        f"{share:.1f}%" for share in limits[0]["shares"].values()
+    ]
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"machine_cost_against_n.{suffix}").stat().st_size > 1000
 

@@ -1,0 +1,241 @@
+"""How close a step is to what the machine can do: its operations, its traffic, and the operators its time goes to."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._autograd import DeviceType
+from torch._ops import OpOverload
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from benchmarks.measure import Figure
+
+OTHER = "other"
+# PyTorch's names of the operators of each class; whatever is not here is OTHER: sums and products element by element,
+# the optimizer, the bookkeeping of views and of the backward pass.
+OPERATORS = {
+    "matrix products": ("mm", "addmm", "linear"),
+    "batched products": (
+        "bmm",
+        "baddbmm",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_backward",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_efficient_attention_backward",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_cudnn_attention_backward",
+        "_flash_attention_forward",
+        "_flash_attention_backward",
+        "_efficient_attention_forward",
+        "_efficient_attention_backward",
+        "_cudnn_attention_forward",
+        "_cudnn_attention_backward",
+    ),
+    "copies and gathers": (
+        "copy_",
+        "_to_copy",
+        "to",
+        "clone",
+        "contiguous",
+        "reshape",
+        "cat",
+        "stack",
+        "flip",
+        "fill_",
+        "zero_",
+        "constant_pad_nd",
+        "gather",
+        "scatter_add",
+        "scatter_add_",
+        "index",
+        "index_put_",
+        "_index_put_impl_",
+        "index_select",
+        "index_add",
+        "index_add_",
+        "select_backward",
+        "slice_backward",
+        "unfold_backward",
+    ),
+    "softmax, norms, activations": (
+        "softmax",
+        "_softmax",
+        "_softmax_backward_data",
+        "layer_norm",
+        "native_layer_norm",
+        "native_layer_norm_backward",
+        "batch_norm",
+        "_batch_norm_impl_index",
+        "native_batch_norm",
+        "native_batch_norm_backward",
+        "cudnn_batch_norm",
+        "cudnn_batch_norm_backward",
+        "gelu",
+        "gelu_backward",
+        "relu",
+        "clamp_min",  # as which a ReLU is computed
+        "threshold_backward",
+        "sigmoid",
+        "sigmoid_backward",
+    ),
+}
+CLASS_OF = {name: title for title, names in OPERATORS.items() for name in names}
+CLASSES = (*OPERATORS, OTHER)
+OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")  # change a tensor without reading what it held
+
+
+class Work(NamedTuple):
+    """What a function asks of the machine: floating-point operations of products, and bytes read and written."""
+
+    operations: int
+    traffic: int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One row: a step, and the least time that the machine's rates allow for its work.
+
+    Attributes:
+        what, shape, sensors, batch: as in `Comparison`.
+        time: of the step, in seconds.
+        operations: floating-point operations of its products, a multiplication and an addition being two.
+        operation_rate: operations a second of a large product of matrices, measured by turns with the step.
+        traffic: bytes that its operators read and write, each for itself.
+        traffic_rate: bytes a second that a large copy reads and writes, measured by turns with the step.
+        operator_seconds: time of one more step within operators: on CUDA of the GPU, else of the CPU.
+        shares: of each class of operators in `operator_seconds`, in per cent.
+    """
+
+    what: str
+    shape: str
+    sensors: int
+    batch: int
+    time: Figure
+    operations: int
+    operation_rate: float
+    traffic: int
+    traffic_rate: float
+    operator_seconds: float
+    shares: dict[str, float]
+    table: ClassVar[str] = "limits"  # what the list of such rows is called in the JSON file
+
+    def record(self) -> dict[str, Any]:
+        """Return the row as JSON has it, with the least times and how much of each limit is reached."""
+        least = {
+            "operations": self.operations / self.operation_rate,
+            "traffic": self.traffic / self.traffic_rate,
+        }
+        reached = {name: seconds / self.time.median for name, seconds in least.items()}
+        return {**asdict(self), "least_seconds": least, "reached": reached}
+
+
+def large_product(size: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return a function that multiplies two matrices (size, size) of float32."""
+    first, second = torch.rand(2, size, size, device=device)
+    return lambda: first @ second
+
+
+def large_copy(size: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return a function that copies so many float32 to a place that exists."""
+    source, target = torch.rand(2, size, device=device)
+    return lambda: target.copy_(source)
+
+
+def work(function: Callable[[], object]) -> Work:
+    """Count the operations and the traffic of one call."""
+    aten = torch.ops.aten
+    fused_on_cpu = {  # PyTorch counts its counterparts on a GPU
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+            query, key, value
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, query, key, value, *_, **__: (
+            sdpa_backward_flop_count(gradient, query, key, value)
+        ),
+    }
+    # The inner mode is the first to see an operator, and takes composite ones apart before the outer one counts them.
+    with _Traffic() as traffic, FlopCounterMode(display=False, custom_mapping=fused_on_cpu) as operations:
+        function()
+    return Work(operations.get_total_flops(), traffic.bytes)
+
+
+class _Traffic(TorchDispatchMode):
+    """Sums what every operator reads and writes, as if each found its inputs in memory and left its outputs there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        self.bytes += operator_traffic(func, args, kwargs or {}, result)
+        return result
+
+
+def operator_traffic(operator: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Return the bytes that one call of an operator reads and writes: each of its tensors once, none for a view.
+
+    What an operator changes in place is read and written, but for what it overwrites; what only lends its shape is not
+    read. Of a gather the whole source counts, once.
+    """
+    name = operator._schema.name
+    reads_shape = name.startswith("aten::new_") or name.endswith("_like")
+    if "empty" in name or torch.Tag.inplace_view in operator.tags:  # memory is taken, or a shape changed: no traffic
+        return 0
+    read: list[Tensor] = []
+    changed: list[Tensor] = []
+    for position, argument in enumerate(operator._schema.arguments):
+        tensors = list(_tensors(args[position] if position < len(args) else kwargs.get(argument.name)))
+        is_changed = argument.alias_info is not None and argument.alias_info.is_write
+        changed += tensors if is_changed else []
+        read += [] if reads_shape or argument.is_out or (is_changed and name in OVERWRITING) else tensors
+    known = {tensor.untyped_storage().data_ptr() for tensor in read + changed}
+    made = [tensor for tensor in _tensors(result) if tensor.untyped_storage().data_ptr() not in known]
+    return sum(map(_bytes, read + changed + made)) if changed or made else 0
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Return the size of a tensor in memory, where an axis along which it was expanded takes nothing."""
+    return tensor.element_size() * math.prod(
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride
+    )
+
+
+def operator_seconds(function: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Return the seconds of one call that each operator takes by itself, by its name: on CUDA of the GPU."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        function()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    # A GPU's kernels are events of their own, and count for the operators that started them as well.
+    events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
+    return {
+        event.key.removeprefix("aten::"): 1e-6 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+        for event in events
+    }
+
+
+def shares_by_class(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each class of operators in the time of all, in per cent."""
+    by_class: dict[str, float] = defaultdict(float)
+    for name, own in seconds.items():
+        by_class[CLASS_OF.get(name, OTHER)] += own
+    total = sum(by_class.values())
+    return {title: 100 * by_class[title] / total for title in CLASSES}
