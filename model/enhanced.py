@@ -67,6 +67,9 @@ class HorizonDecoder(nn.Module):
         self.arrange(similarity_mask, topology_mask)
         self.perceptrons = nn.Sequential(*(ResidualPerceptron(width, dropout) for _ in range(perceptrons)))
         self.prediction = nn.Linear(width, horizon)
+        # So that training starts from what is usual.
+        nn.init.zeros_(self.prediction.weight)
+        nn.init.zeros_(self.prediction.bias)
 
     def arrange(self, similarity_mask: Tensor, topology_mask: Tensor) -> None:
         """Take in the masks (N, N): a sensor's mean is over all sensors, over similar ones, and over near ones."""
@@ -144,6 +147,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             dropout=dropout,
             **others,
         )
+        self.reset_parameters()
         self.encoder_identity = SensorTimeWaves(len(similarity_mask), steps_per_day, channels) if identity else None
         self.decoder = HorizonDecoder(
             similarity_mask,
@@ -157,7 +161,6 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             identity=identity,
             graph_means=graph_means,
         )
-        self.reset_parameters()
 
     def arrange_graphs(self) -> None:
         """Arrange what follows from the masks anew, after they were replaced."""
