@@ -1,21 +1,14 @@
 """Train the model with one part changed at a time, and write the table of what each part is worth."""
 
 import argparse
-import csv
-import shlex
-import sys
-from datetime import date
 from pathlib import Path
 
-import torch
-
 from lib.command_line import ScriptParser
-from lib.comparison import FinishedRuns, check_same_targets, paired_difference, read_runs
-from lib.config import Config, load_config
-from lib.devices import choose_device, describe_device
+from lib.comparison import FinishedRuns, Row, check_same_targets, group_row, read_runs, table_paths, write_tables
+from lib.config import load_config
 from lib.errors import InputError, nearest, run_script
 from lib.experiments import EXPERIMENTS, complete_run
-from lib.files import REPOSITORY_ROOT, check_writable, written_whole
+from lib.files import REPOSITORY_ROOT, check_writable
 from model.build import build_model, restore_model
 
 EXAMPLES = """examples:
@@ -44,8 +37,6 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "enhanced-no-graph-means": ("Model.variant=enhanced", "Model.graph_means=off"),
     "enhanced-no-encoder": ("Model.variant=perceptron",),
 }
-HEADER = ("variant", "changed", "seeds", "val_mae", "mae", "mae_sd", "rmse", "rmse_sd", "mape", "mape_sd")
-DIFFERENCE_HEADER = ("mae_difference", "interval_low", "interval_high")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,47 +73,13 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def rows(groups: list[FinishedRuns], horizon: int) -> list[list[str]]:
-    """Return a row of the table for each variant."""
-    table = []
-    for group in groups:
-        scores = [f"{number:.4f}" for score in ("mae", "rmse", "mape") for number in group.spread(score)]
-        difference = ["", "", ""]
-        if group is not groups[0]:
-            paired = paired_difference(group.sample_errors, groups[0].sample_errors, block=horizon)
-            difference = [f"{number:.4f}" for number in paired]
-        changed = " ".join(ABLATIONS[group.name]) or "nothing"
-        table.append([group.name, changed, str(len(group.metrics)), f"{group.validation():.4f}", *scores, *difference])
-    return table
-
-
-def write_tables(folder: Path, table: list[list[str]], config: Config) -> None:
-    """Write ablation.csv and ablation.md into a folder."""
-    with written_whole(folder / "ablation.csv") as partial, partial.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([[*HEADER, *DIFFERENCE_HEADER], *table])
-    device = choose_device(config.runtime.device)
-    lines = [
-        f"# Ablation on {config.data.dataset_name}",
-        "",
-        f"`python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`",
-        "",
-        f"{date.today()}, {describe_device(device)}, PyTorch {torch.__version__}. Test split, all horizons; mean +-",
-        "standard deviation over seeds; the difference of the MAE to the first row, with its 95 % bootstrap interval",
-        "over test samples in blocks of one horizon.",
-        "",
-        "| variant | changed | seeds | val MAE | MAE | RMSE | MAPE % | MAE difference |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+def rows(groups: list[FinishedRuns]) -> list[Row]:
+    """Return a row of the table for each variant, with what is changed."""
+    changed = [" ".join(ABLATIONS[group.name]) or "nothing" for group in groups]
+    return [
+        {"name": group.name, "changed": change, **group_row(group, groups[0])}
+        for group, change in zip(groups, changed, strict=True)
     ]
-    for name, changed, seeds, validation, *numbers in table:
-        scores = [
-            f"{float(mean):.2f} +- {float(sd):.2f}" for mean, sd in zip(numbers[0:6:2], numbers[1:6:2], strict=True)
-        ]
-        mean, low, high = numbers[6:]
-        difference = f"{float(mean):+.2f} ({float(low):+.2f} .. {float(high):+.2f})" if mean else ""
-        cells = [name, f"`{changed}`", seeds, f"{float(validation):.2f}", *scores, difference]
-        lines.append(f"| {' | '.join(cells)} |")
-    with written_whole(folder / "ablation.md") as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -134,9 +91,9 @@ def main() -> None:
         for name in arguments.only
     }
     config = configs[arguments.only[0]][0]
-    folder = arguments.results / config.data.dataset_name
-    for name in ("ablation.csv", "ablation.md"):
-        check_writable(folder / name, "--results")
+    stem = arguments.results / config.data.dataset_name / "ablation"
+    for path in table_paths(stem):
+        check_writable(path, "--results")
     groups: list[FinishedRuns] = []
     for name, with_seeds in configs.items():
         folders = []
@@ -146,8 +103,8 @@ def main() -> None:
             folders.append(complete_run(one, arguments.output, run, build_model, restore_model))
         groups.append(read_runs(name, folders))
         check_same_targets(groups)
-        write_tables(folder, rows(groups, config.data.num_for_predict), config)
-    print(f"\nwrote {folder / 'ablation.csv'} and ablation.md")
+        write_tables(stem, "Ablation", rows(groups), groups, groups[0], config.data)
+    print(f"\nwrote {stem}.csv and {stem.name}.md")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
     check_same_targets([runs])
     seeds = len(folders)
     first = runs.metrics[0]
-    perceptron = first["test"]["overall"] if seeds == 1 else {score: runs.spread(score) for score in SCORES}
+    perceptron = {score: runs.spread(score) for score in SCORES}
     baselines = {name: scores["overall"] for name, scores in first["baselines"].items()}
     print(f"\nBaselines on the test split, all horizons together ({runs.name}: mean ± sd of {seeds} seeds):\n")
     print(table({runs.name: perceptron, **baselines}, "forecast"))

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lib.command_line import ScriptParser
+from lib.config import ENCODER_VARIANTS
 from lib.errors import InputError, run_script
 from lib.experiments import open_run
 from lib.graphs import adjacency_matrix, hop_distances
@@ -52,8 +53,8 @@ def main() -> None:
     arguments = parse_arguments()
     run = open_run(arguments.run.resolve(), restore_model, arguments.device)
     config = run.config
-    if config.model.variant == "stid":
-        raise InputError(f"--run: found a perceptron (variant stid) in {run.folder}, expected a model with an encoder")
+    if (variant := config.model.variant) not in ENCODER_VARIANTS:
+        raise InputError(f"--run: found variant = {variant} in {run.folder}, expected {', '.join(ENCODER_VARIANTS)}")
     hops = hop_distances(adjacency_matrix(links_for(config), config.data.num_of_vertices))
     nodes = choose_nodes(arguments.node, hops)
     label_starts = evenly_spaced(run.prepared.label_starts["test"], arguments.samples)

@@ -24,10 +24,12 @@ from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, printable
 
 # Keys that files of the released code have and nothing needs: the input length follows from the segments, the model's
-# input and output have one channel, and interrupted runs need no start epoch.
+# input and output have one channel, and interrupted runs need no start epoch. Those of [Model] were parts of an earlier
+# enhanced variant, and runs of then name them.
 UNUSED_KEYS = {
     "Data": ("len_input",),
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
+    "Model": ("readout", "residual"),
 }
 
 
@@ -307,6 +309,7 @@ VARIANT_RULES = {
     "stid": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
 }
 
+ENCODER_VARIANTS = ("described", "released", "enhanced")  # they have patches, large kernels and attention
 DEVIATION_VARIANTS = ("enhanced", "perceptron")
 TIMED_VARIANTS = (*DEVIATION_VARIANTS, "stid")  # their forecasts depend on the time of day and the day of the week
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.sparse.csgraph import connected_components
@@ -23,6 +24,7 @@ from lib.metrics import Scores
 
 # Okabe and Ito's palette, whose colours differ in brightness as well as in hue; black is for the truth.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^vDPX*"
 FLOW_UNIT = "vehicles / {minutes:g} min"
 DPI = 150  # of PNG files
 HORIZONS = (1, 6, 12)  # steps ahead that a forecast is drawn for
@@ -83,7 +85,7 @@ def error_by_horizon(scores: Mapping[str, Sequence[Scores]], minutes_per_step: f
     """Draw the MAE at each horizon of the model (the first entry) and of the baselines."""
     figure, axes = new_figure()
     colours = (*COLOURS, "#000000", "#999999")
-    for (name, by_horizon), colour, marker in zip(scores.items(), cycle(colours), cycle("os^vDPX*")):
+    for (name, by_horizon), colour, marker in zip(scores.items(), cycle(colours), cycle(MARKERS)):
         ahead = minutes_per_step * np.arange(1, len(by_horizon) + 1)
         axes.plot(ahead, [step["mae"] or 0.0 for step in by_horizon], f"{marker}-", color=colour, label=name)
     axes.set_ylim(bottom=0)
@@ -91,6 +93,82 @@ def error_by_horizon(scores: Mapping[str, Sequence[Scores]], minutes_per_step: f
     axes.set_ylabel(f"MAE ({unit})")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+def horizons_compared(
+    groups: Mapping[str, NDArray[np.float64]],
+    baselines: Mapping[str, NDArray[np.float64]],
+    minutes_per_step: float,
+    unit: str,
+) -> Figure:
+    """Draw the MAE at each horizon of groups of runs, with a band of a standard deviation, and of baselines.
+
+    Args:
+        groups: (runs, P) each, by name.
+        baselines: (P,) each, by name, drawn thinner.
+        minutes_per_step: length of a time step.
+        unit: of the flow.
+    """
+    figure, axes = new_figure()
+    horizon = next(iter(groups.values())).shape[1]
+    ahead = minutes_per_step * np.arange(1, horizon + 1)
+    for (name, maes), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS)):
+        mean = maes.mean(axis=0)
+        axes.plot(ahead, mean, f"{marker}-", color=colour, label=name)
+        if len(maes) > 1:
+            sd = maes.std(axis=0, ddof=1)
+            axes.fill_between(ahead, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=0)
+    for (name, mae), style in zip(baselines.items(), cycle(("--", ":"))):
+        axes.plot(ahead, mae, style, color="0.4", linewidth=1, label=name)
+    axes.set_xlabel("forecast horizon (min)")
+    axes.set_ylabel(f"MAE ({unit})")
+    _legend_of_groups(figure)
+    return figure
+
+
+def error_against_time(
+    groups: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64], float]]], unit: str
+) -> Figure:
+    """Draw the validation MAE of runs against the time that their training has taken.
+
+    The axis is cut where the first epochs would squash the rest: above what the worst run comes to in the end, by as
+    much as lies between it and the best, or a quarter.
+
+    Args:
+        groups: for each run of a group, by the group's name: minutes at the end of each epoch (epochs,), the
+            validation MAE then (epochs,), and the test MAE of the finished run, which is marked at its end.
+        unit: of the flow.
+    """
+    figure, axes = new_figure()
+    reached = []
+    for (name, runs), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS)):
+        for number, (minutes, mae, test) in enumerate(runs):
+            label = "_" if number else name
+            axes.plot(minutes, mae, f"{marker}-", color=colour, markersize=4, linewidth=1, label=label)
+            axes.plot(minutes[-1], test, "*", color=colour, markeredgecolor="black", markersize=12, zorder=3)
+            reached += [float(np.nanmin(mae)), test]
+    axes.plot([], [], "*", color="white", markeredgecolor="black", markersize=12, label="test MAE at the end")
+    low, high = min(reached), max(reached)
+    top = high + max(high - low, 0.25 * high)
+    axes.set_ylim(low - 0.08 * (top - low), top)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("training time, with validation (min)")
+    axes.set_ylabel(f"validation MAE\n({unit})")
+    _legend_of_groups(figure)
+    return figure
+
+
+def _legend_of_groups(figure: Figure) -> None:
+    """Add a legend above the axes: long names in fewer columns and on several lines, and the figure higher for them."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    folded = [fill(name, 80) for name in names]
+    longest = max(len(line) for name in folded for line in name.splitlines())
+    columns = min(3, 100 // (longest + 10))  # 100 letters fill the width, and 10 are a line's sample and its margins
+    rows = sum(len(name.splitlines()) for name in folded) / columns
+    figure.set_figheight(figure.get_figheight() + 0.21 * max(0.0, rows - 2))
+    figure.legend(handles, folded, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def forecast_against_truth(

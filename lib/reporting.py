@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lib.checkpoints import BEST, load_checkpoint
-from lib.config import Config
+from lib.config import ENCODER_VARIANTS, Config
 from lib.data import Windows, load_prepared
 from lib.dtw import load_dtw
 from lib.errors import InputError, nearest
@@ -71,12 +71,15 @@ def table(rows: Mapping[str, Mapping[str, float | tuple[float, float] | None]], 
     """Return a Markdown table of scores, a line a row."""
     lines = [[first_column, *TITLES.values()]]
     lines += [[name, *(score_text(scores[metric]) for metric in SCORES)] for name, scores in rows.items()]
+    return markdown_table(lines)
+
+
+def markdown_table(lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """Return a Markdown table, its header being the first line: first columns of text, then numbers on the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [
-        [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(cells)]
-        for cells in (list(zip(line, widths, strict=True)) for line in lines)
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    pads = [str.ljust] * text_columns + [str.rjust] * (len(widths) - text_columns)
+    padded = [[pad(cell, width) for pad, cell, width in zip(pads, line, widths, strict=True)] for line in lines]
+    rule = ["-" * width if column < text_columns else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
 
 
@@ -92,9 +95,25 @@ def save_metrics(folder: Path, content: Mapping[str, Any]) -> None:
             writer.writerow([name, "overall", *(scores["overall"][metric] for metric in SCORES)])
 
 
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return the content of metrics.json.
+
+    Raises:
+        InputError: there is no finished run in the folder, or the file is damaged or not of a run.
+    """
+    if not (folder / METRICS).exists():
+        finished = [path.name for path in folder.parent.glob("*") if (path / METRICS).exists()]
+        raise InputError(f"{folder}: found no {METRICS}, expected a finished run{nearest(folder.name, finished)}")
+    metrics: dict[str, Any] = load_json(folder / METRICS)
+    missing = [key for key in METRICS_KEYS if not isinstance(metrics, dict) or key not in metrics]
+    if missing:
+        raise InputError(f"{folder / METRICS}: found no {', '.join(missing)}, expected what run.py writes")
+    return metrics
+
+
 def model_name(variant: str) -> str:
     """Return what tables and pages call the model of a run."""
-    return "STID-style MLP" if variant == "stid" else "DTG-LKNet"
+    return {"stid": "STID-style MLP", "perceptron": "deviation MLP"}.get(variant, "DTG-LKNet")
 
 
 def forecasts_scored(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,13 +246,7 @@ def load_results(folder: Path, config: Config) -> Results:
     Raises:
         InputError: a file is missing or damaged, or the forecasts are of another shape than the settings say.
     """
-    if not (folder / METRICS).exists():
-        finished = [path.name for path in folder.parent.glob("*") if (path / METRICS).exists()]
-        raise InputError(f"{folder}: found no {METRICS}, expected a finished run{nearest(folder.name, finished)}")
-    metrics = load_json(folder / METRICS)
-    missing = [key for key in METRICS_KEYS if not isinstance(metrics, dict) or key not in metrics]
-    if missing:
-        raise InputError(f"{folder / METRICS}: found no {', '.join(missing)}, expected what run.py writes")
+    metrics = read_metrics(folder)
     predictions = load_npz(folder / PREDICTIONS, ("forecast", "target", "label_starts"))
     expected = (len(predictions["label_starts"]), config.data.num_of_vertices, config.data.num_for_predict)
     for name in ("forecast", "target"):
@@ -318,8 +331,10 @@ def make_figures(
             start,
         )
     by_need: dict[str, Callable[[Results], Figure | None]] = {"error_map": _error_map}
-    if config.model.variant != "stid":  # which has neither graphs nor patches nor kernels
-        by_need |= {"graphs": _graph_matrices, "patch_positions": _patch_displacement, "kernels": _kernel_profiles}
+    if config.model.variant != "stid":  # which sees no other sensor
+        by_need["graphs"] = _graph_matrices
+    if config.model.variant in ENCODER_VARIANTS:
+        by_need |= {"patch_positions": _patch_displacement, "kernels": _kernel_profiles}
     for name, draw in by_need.items():
         try:
             figure = draw(results)

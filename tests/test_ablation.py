@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import ablation
-from lib.comparison import FinishedRuns, check_same_targets, paired_difference
 from lib.config import load_config
-from lib.errors import InputError, run_script
+from lib.errors import run_script
 from lib.experiments import Experiment, model_arguments, start_experiment
 from lib.files import load_json
 from model.attention import CrossAttention
@@ -125,34 +124,6 @@ def test_one_word_selects_all_rules_of_the_released_code(make_dataset: DatasetMa
     assert (kept.similarity, kept.laplacian, kept.dtw_rows) == ("nearest", "released", "all")
 
 
-def test_paired_difference_finds_a_shift_within_its_interval() -> None:
-    draw = np.random.default_rng(2)
-    shared = draw.gamma(2, 2, 600)
-    reference = shared + draw.normal(0, 0.1, (3, 600))
-    mean, low, high = paired_difference(shared + 0.3 + draw.normal(0, 0.1, (3, 600)), reference, block=12)
-    assert low < 0.3 < high
-    assert high - low < 0.1  # far less than the spread of the samples, 2.8
-    assert mean == pytest.approx(0.3, abs=0.02)
-    assert paired_difference(reference, reference, block=12) == (0, 0, 0)
-    assert paired_difference(shared[None, :3], shared[None, :3] - 1, block=12) == pytest.approx((1, 1, 1))
-
-
-def test_correlated_neighbours_widen_the_interval() -> None:
-    steps = np.repeat(np.random.default_rng(1).normal(0, 1, 50), 12)[None]
-    zero = np.zeros_like(steps)
-    alone, together = (paired_difference(steps, zero, block=block) for block in (1, 12))
-    assert together[2] - together[1] > 2 * (alone[2] - alone[1])
-
-
-def test_runs_on_different_targets_are_not_compared() -> None:
-    def runs(name: str, fingerprint: str) -> FinishedRuns:
-        return FinishedRuns(name, [{"test_set": {"fingerprint": fingerprint}}], np.ones((1, 3)))
-
-    check_same_targets([runs("one", "a"), runs("two", "a")])
-    with pytest.raises(InputError, match="'one' and 'two': found runs tested on different targets"):
-        check_same_targets([runs("one", "a"), runs("two", "b")])
-
-
 def test_the_table_is_made_and_made_again_without_training(
     make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +134,7 @@ def test_the_table_is_made_and_made_again_without_training(
     run_script(ablation.main)
     table = tmp_path / "results" / "TINY"
     first, second = csv.DictReader((table / "ablation.csv").read_text().splitlines())
-    assert (first["variant"], first["seeds"], first["mae_difference"]) == ("full", "2", "")
+    assert (first["name"], first["changed"], first["seeds"], first["mae_difference"]) == ("full", "nothing", "2", "")
     maes = [
         load_json(path)["test"]["overall"]["mae"] for path in sorted(tmp_path.glob("runs/TINY/*-regular*/metrics.json"))
     ]
@@ -171,7 +142,9 @@ def test_the_table_is_made_and_made_again_without_training(
     assert float(second["mae_sd"]) == pytest.approx(np.std(maes, ddof=1), abs=1e-4)
     assert float(second["mae_difference"]) == pytest.approx(float(second["mae"]) - float(first["mae"]), abs=2e-4)
     assert float(second["interval_low"]) <= float(second["mae_difference"]) <= float(second["interval_high"])
-    assert "| regular-patches | `Model.deformable_patches=off` | 2 |" in (table / "ablation.md").read_text()
+    markdown = (table / "ablation.md").read_text()
+    assert markdown.startswith("# Ablation on TINY\n\n`python ablation.py --config ")
+    assert "| regular-patches | Model.deformable_patches=off |     2 |" in markdown
 
     capsys.readouterr()
     before = (table / "ablation.csv").read_bytes()

@@ -25,11 +25,13 @@ from lib.experiments import start_experiment
 from lib.figures import (
     HORIZONS,
     clustered_order,
+    error_against_time,
     error_by_horizon,
     error_by_time_of_day,
     error_map,
     forecast_against_truth,
     graph_matrices,
+    horizons_compared,
     kernel_profiles,
     patch_displacement,
     road_layout,
@@ -133,6 +135,14 @@ FIGURES: dict[str, tuple[Callable[[], Figure], list[str]]] = {
         lambda: error_by_horizon({"model": scores([1, 2])}, 30, UNIT),
         ["forecast horizon (min)", f"MAE ({UNIT})"],
     ),
+    "horizons compared": (
+        lambda: horizons_compared({"model": np.ones((2, 3))}, {"last value": np.ones(3)}, 30, UNIT),
+        ["forecast horizon (min)", f"MAE ({UNIT})"],
+    ),
+    "error against time": (
+        lambda: error_against_time({"model": [(np.ones(1), np.ones(1), 1.0)]}, UNIT),
+        ["training time, with validation (min)", f"({UNIT})"],
+    ),
     "error by time of day": (
         lambda: error_by_time_of_day(np.ones(48), 30, UNIT, datetime(2018, 1, 1)),
         ["time of day of the target (h)", f"MAE ({UNIT})"],
@@ -199,6 +209,50 @@ def test_curves_are_the_log_and_the_scores() -> None:
     axes = error_by_horizon({"model": scores([3, 5, 8]), "last value": scores([4, 5, 6])}, 5, UNIT).axes[0]
     np.testing.assert_array_equal(lines_of(axes)["model"], [[5, 10, 15], [3, 5, 8]])
     np.testing.assert_array_equal(lines_of(axes)["last value"], [[5, 10, 15], [4, 5, 6]])
+
+
+def test_groups_are_drawn_as_mean_and_deviation() -> None:
+    several, alone, baseline = np.array([[1, 2, 4.0], [3, 4, 8]]), np.array([[5, 6, 7.0]]), np.array([8, 8, 8.0])
+    axes = horizons_compared({"several": several, "alone": alone}, {"last value": baseline}, 5, UNIT).axes[0]
+    drawn = lines_of(axes)
+    for name, mae in (("several", several.mean(axis=0)), ("alone", alone[0]), ("last value", baseline)):
+        np.testing.assert_array_equal(drawn[name], [[5, 10, 15], mae])
+    (band,) = axes.collections
+    deviation = several.std(axis=0, ddof=1)
+    low, high = band.get_datalim(axes.transData).intervaly
+    np.testing.assert_allclose([low, high], [(several.mean(0) - deviation).min(), (several.mean(0) + deviation).max()])
+
+
+def test_first_epochs_do_not_squash_the_rest() -> None:
+    minutes = np.array([1, 2, 30.0])
+    groups = {
+        "small": [(minutes, np.array([900, 6, 5.0]), 5.5), (minutes, np.array([7, 5.2, 5.4]), 5.6)],
+        "large": [(minutes, np.array([60, 12, 8.0]), 9.0)],
+    }
+    axes = error_against_time(groups, UNIT).axes[0]
+    lines = [line.get_data() for line in axes.get_lines()]
+    curves, stars = lines[:-1:2], lines[1:-1:2]
+    for (drawn, star), (minutes, mae, test) in zip(
+        zip(curves, stars, strict=True), [run for runs in groups.values() for run in runs], strict=True
+    ):
+        np.testing.assert_array_equal(drawn, [minutes, mae])
+        np.testing.assert_array_equal(np.ravel(star), [30, test])
+    bottom, top = axes.get_ylim()
+    assert 4 < bottom < 5
+    assert top == 9 + 4
+    assert axes.get_legend_handles_labels()[1] == ["small", "large", "test MAE at the end"]
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_long_names_stay_inside_the_figure(number: int) -> None:
+    groups = {f"{index} of a variant that differs {'from the others ' * 8}": np.ones((1, 3)) for index in range(number)}
+    figure = horizons_compared(groups, {"last value": np.ones(3)}, 5, UNIT)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+    assert figure.axes[0].get_window_extent().height > 200
 
 
 @pytest.mark.parametrize("start", [None, datetime(2018, 3, 5, 6, 30)])

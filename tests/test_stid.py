@@ -157,7 +157,7 @@ def test_the_other_scripts_take_its_runs(
     assert len(forecast.read_text().splitlines()) == 1 + 3 * 5
     assert "step 0 is taken for 2018-03-05 00:00:00, as in training" in capsys.readouterr().out
     assert call("erf_conv.py", "--run", run) == 2
-    expected = f"error: --run: found a perceptron (variant stid) in {run}, expected a model with an encoder\n"
+    expected = f"error: --run: found variant = stid in {run}, expected described, released, enhanced\n"
     assert capsys.readouterr().err == expected
     assert bytes_below(run) == before
 
