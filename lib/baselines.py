@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_array
 
 from lib.data import Calendar, Prepared
 from lib.metrics import ForecastErrors
-from lib.usual_flow import sums_by_step
 
 Forecast = NDArray[np.float32]  # (samples, N, P), raw units
 # The small network is the variant `stid`, trained with settings of its own in place of the INI's.
@@ -197,10 +197,12 @@ def _training_mean(prepared: Prepared, calendar: Calendar, periods: Sequence[int
     """
     training = prepared.truth[: prepared.training_rows]
     known = ~np.isnan(training)
-    steps = calendar.step_of_week(np.arange(len(training)))
+    rows = np.arange(len(training))
+    steps = calendar.step_of_week(rows)
     mean = np.zeros((1, training.shape[1]))
     for period in (1, *periods):
-        total, count = (sums_by_step(array, steps, period) for array in (np.where(known, training, 0), known))
+        adding = csr_array((np.ones(len(rows)), (steps % period, rows)), shape=(period, len(rows)))
+        total, count = adding @ np.where(known, training, 0), adding @ known
         shorter = np.tile(mean, (period // len(mean), 1))
         mean = np.where(count > 0, total / np.maximum(count, 1), shorter)
     return mean.astype(np.float32)

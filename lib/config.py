@@ -383,15 +383,13 @@ def _computed_one_way(compiled: bool, gradient_checkpointing: bool) -> str | Non
     return None
 
 
-def _usual_is_of_other_days(
-    variant: str, deviation: bool, hours: int, horizon: int, points_per_hour: int
-) -> str | None:
+def _usual_is_of_the_past(variant: str, deviation: bool, hours: int, horizon: int, points_per_hour: int) -> str | None:
     if variant not in DEVIATION_VARIANTS or not deviation:
         return None
     if not hours:
         return f"found {variant}, expected num_of_hours of at least 1, or deviation = off"
-    if horizon + 2 * points_per_hour > 24 * points_per_hour:  # what is usual of the last hour would hold targets
-        return f"found {variant}, expected num_for_predict of at most {22 * points_per_hour} (22 h), or deviation = off"
+    if horizon > 23 * points_per_hour:  # the flow of the day before is not over yet at the last step
+        return f"found {variant}, expected num_for_predict of at most {23 * points_per_hour} (23 h), or deviation = off"
     return None
 
 
@@ -419,7 +417,7 @@ _AGREEMENTS: tuple[tuple[tuple[_Name, ...], Callable[..., str | None]], ...] = (
             ("Data", "num_for_predict"),
             ("Data", "points_per_hour"),
         ),
-        _usual_is_of_other_days,
+        _usual_is_of_the_past,
     ),
     (
         (
