@@ -210,6 +210,7 @@ class ModelConfig:
     laplacian_encoding: Switch = True  # off: tokens do not know their sensor's place in the road network
     time_gate: Switch = True  # off: plain cross-attention to the memory
     deviation: Switch = True  # of enhanced and perceptron: forecast by how much the flow deviates from the usual
+    level: Switch = True  # of enhanced and perceptron: half of the forecast is of the level itself
     identity: Switch = True  # of enhanced and perceptron: they know sensor, time of day and day of the week
     graph_means: Switch = True  # of enhanced and perceptron: sensors see the mean of all, of similar and of near ones
     history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
@@ -316,6 +317,7 @@ TIMED_VARIANTS = (*DEVIATION_VARIANTS, "stid")  # their forecasts depend on the 
 # Settings of [Model] that only some variants have.
 OWN_SETTINGS = {
     "deviation": DEVIATION_VARIANTS,
+    "level": DEVIATION_VARIANTS,
     "identity": DEVIATION_VARIANTS,
     "graph_means": DEVIATION_VARIANTS,
     "time_gate": ("described", "released"),

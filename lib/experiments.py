@@ -336,7 +336,7 @@ def model_arguments(config: Config) -> dict[str, Any]:
     if model.variant in TIMED_VARIANTS:
         arguments["steps_per_day"] = config.data.steps_per_day
     if model.variant in DEVIATION_VARIANTS:
-        arguments.update(deviation=model.deviation, identity=model.identity, graph_means=model.graph_means)
+        arguments.update({name: getattr(model, name) for name in ("deviation", "level", "identity", "graph_means")})
     if model.variant == "stid":
         arguments["history_steps"] = model.history_steps or config.data.points_per_hour
     return arguments

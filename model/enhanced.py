@@ -13,6 +13,8 @@ from model.dtg_lknet import DTGLKNetEncoder
 from model.perceptron import ResidualPerceptron
 from model.sensor_time import SensorTimeWaves
 
+GRAPHS = 3  # all sensors, the similar ones, the near ones
+
 
 def neighbour_weights(allowed: Tensor) -> Tensor:
     """Return the weights (N, N) of the mean over the other sensors that a mask (N, N) allows; 0 if none is."""
@@ -20,21 +22,66 @@ def neighbour_weights(allowed: Tensor) -> Tensor:
     return others / others.sum(dim=1, keepdim=True).clamp_min(1)
 
 
+class SensorPerceptron(nn.Module):
+    """From a few values of each sensor, and who and when it is, to P numbers, by residual perceptrons.
+
+    Args:
+        sensors: N.
+        steps_per_day: time steps of a day.
+        values: how many of a sensor are read.
+        width: D, of a sensor's token.
+        horizon: P.
+        layers: perceptrons.
+        dropout: rate within a perceptron.
+        identity: embeddings of sensor, time of day and day of the week.
+    """
+
+    def __init__(
+        self,
+        sensors: int,
+        steps_per_day: int,
+        *,
+        values: int,
+        width: int,
+        horizon: int,
+        layers: int,
+        dropout: float,
+        identity: bool,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(values, width)
+        self.identity = SensorTimeWaves(sensors, steps_per_day, width) if identity else None
+        self.perceptrons = nn.Sequential(*(ResidualPerceptron(width, dropout) for _ in range(layers)))
+        self.prediction = nn.Linear(width, horizon)
+        # So that training starts from what the numbers are added to.
+        nn.init.zeros_(self.prediction.weight)
+        nn.init.zeros_(self.prediction.bias)
+
+    def forward(self, values: Tensor, step_of_week: Tensor) -> Tensor:
+        """Map values (B, N, any) at a step of the week (B,) to numbers (B, N, P)."""
+        token = self.embedding(values)  # (B, N, D)
+        if self.identity is not None:
+            token = token + self.identity(step_of_week)
+        numbers: Tensor = self.prediction(self.perceptrons(token))  # (B, N, P)
+        return numbers
+
+
 class HorizonDecoder(nn.Module):
-    """Forecast the whole horizon at once, from one token a sensor, as a deviation from what is usual.
+    """Forecast the whole horizon at once, in two ways: as a deviation from what is usual, and as a level.
 
     With no forecast of its own among its inputs it cannot drift, and training through teacher forcing and through the
-    rollout are the same.
+    rollout are the same. The two ways err differently, and the forecast is their mean. In training each sample takes
+    one of them by chance, so that each learns to forecast alone and not to mend the other.
 
     Args:
         similarity_mask, topology_mask: (N, N), true where sensors are similar, and near each other.
         horizon: P, the number of steps to forecast.
         steps_per_day: time steps of a day.
-        width: D, of a token.
+        width: D, of a sensor's token.
         memory_channels: width of a sensor's whole memory, M * C; 0 for a decoder without an encoder.
         dropout: rate within a perceptron.
-        deviation, identity, graph_means: the additions, see `EnhancedDTGLKNet`.
-        perceptrons: how many.
+        deviation, level, identity, graph_means: the additions, see `EnhancedDTGLKNet`.
+        layers: perceptrons of each way.
     """
 
     neighbour_weights: Tensor
@@ -50,29 +97,33 @@ class HorizonDecoder(nn.Module):
         memory_channels: int,
         dropout: float,
         deviation: bool,
+        level: bool,
         identity: bool,
         graph_means: bool,
-        perceptrons: int = 3,
+        layers: int = 3,
     ) -> None:
         super().__init__()
         self.hour = steps_per_day // 24
         self.deviation = deviation
-        values = self.hour * (2 if deviation else 1) + (horizon if deviation else 0)
-        self.value_embedding = nn.Linear(values, width)
-        self.memory_embedding = nn.Linear(memory_channels, width) if memory_channels else None
-        self.identity = SensorTimeWaves(len(similarity_mask), steps_per_day, width) if identity else None
-        self.mean_embedding = nn.Linear(3 * self.hour, width) if graph_means else None
+        own = 2 * self.hour + horizon if deviation else self.hour
+        means = GRAPHS * self.hour if graph_means else 0
+        sizes: dict[str, Any] = {
+            "width": width,
+            "horizon": horizon,
+            "layers": layers,
+            "dropout": dropout,
+            "identity": identity,
+        }
+        sensors = len(similarity_mask)
+        self.change = SensorPerceptron(sensors, steps_per_day, values=own + means + memory_channels, **sizes)
+        self.level = SensorPerceptron(sensors, steps_per_day, values=self.hour, **sizes) if level else None
         # Not kept in checkpoints: they follow from the masks, which are.
         self.register_buffer("neighbour_weights", None, persistent=False)
-        self.arrange(similarity_mask, topology_mask)
-        self.perceptrons = nn.Sequential(*(ResidualPerceptron(width, dropout) for _ in range(perceptrons)))
-        self.prediction = nn.Linear(width, horizon)
-        # So that training starts from what is usual.
-        nn.init.zeros_(self.prediction.weight)
-        nn.init.zeros_(self.prediction.bias)
+        if graph_means:
+            self.arrange(similarity_mask, topology_mask)
 
     def arrange(self, similarity_mask: Tensor, topology_mask: Tensor) -> None:
-        """Take in the masks (N, N): a sensor's mean is over all sensors, over similar ones, and over near ones."""
+        """Take in the masks (N, N): a sensor's means are over all sensors, over similar ones, and over near ones."""
         masks = (torch.ones_like(similarity_mask), similarity_mask, topology_mask)
         self.neighbour_weights = torch.stack([neighbour_weights(mask) for mask in masks])  # (3, N, N)
 
@@ -82,26 +133,28 @@ class HorizonDecoder(nn.Module):
         `usual` (B, N, h + P) are those of the last hour and of the horizon.
         """
         hour = series[:, :, -self.hour :]  # (B, N, h)
+        values = [hour]
         if self.deviation:
             assert usual is not None
             usual_hour, base = usual.split([self.hour, usual.shape[-1] - self.hour], dim=-1)  # (B, N, h), (B, N, P)
             change = hour - usual_hour
-            values = torch.cat([hour, change, base], dim=-1)
+            values += [change, base]
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
             change = hour - base
-            values = hour
-        token = self.value_embedding(values)  # (B, N, D)
-        if self.memory_embedding is not None:
-            assert memory is not None
-            token = token + self.memory_embedding(memory.flatten(2))
-        if self.identity is not None:
-            token = token + self.identity(step_of_week)
-        if self.mean_embedding is not None:
+        if self.neighbour_weights is not None:
             means = self.neighbour_weights @ change.unsqueeze(1)  # (B, 3, N, h)
-            token = token + self.mean_embedding(means.transpose(1, 2).flatten(2))
-        forecast: Tensor = base + self.prediction(self.perceptrons(token))  # (B, N, P)
-        return forecast
+            values.append(means.transpose(1, 2).flatten(2))
+        if memory is not None:
+            values.append(memory.flatten(2))
+        forecast: Tensor = base + self.change(torch.cat(values, dim=-1), step_of_week)  # (B, N, P)
+        if self.level is None:
+            return forecast
+        level = self.level(hour, step_of_week)  # (B, N, P)
+        if self.training:
+            chosen = torch.rand(len(series), 1, 1, device=series.device) < 0.5
+            return torch.where(chosen, level, forecast)
+        return (level + forecast) / 2
 
 
 class EnhancedDTGLKNet(DTGLKNetEncoder):
@@ -110,8 +163,9 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
     Args:
         horizon: P, the number of steps to forecast.
         steps_per_day: time steps of a day.
-        deviation: the forecast is a deviation from what is usual at each step, and the decoder sees by how much the
-            last hour deviated; off: it is a change of the last value.
+        deviation: the decoder forecasts the deviation from what is usual at each step, and sees by how much the last
+            hour deviated; off: the change of the last value.
+        level: the other half of the forecast is of the level itself, from the last hour alone.
         identity: embeddings of sensor, time of day and day of the week, before the large kernels and in the decoder.
         graph_means: the decoder also sees the mean last hour of all other sensors, of similar ones and of near ones.
         time_gate: is of the paper's decoder, not used.
@@ -131,6 +185,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
         channels: int = 64,
         dropout: float = 0.0,
         deviation: bool = True,
+        level: bool = True,
         identity: bool = True,
         graph_means: bool = True,
         time_gate: bool = True,
@@ -158,6 +213,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             memory_channels=input_steps // patch_len * channels,
             dropout=dropout,
             deviation=deviation,
+            level=level,
             identity=identity,
             graph_means=graph_means,
         )
@@ -165,7 +221,8 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
     def arrange_graphs(self) -> None:
         """Arrange what follows from the masks anew, after they were replaced."""
         super().arrange_graphs()
-        self.decoder.arrange(self.similarity_mask, self.topology_mask)
+        if self.decoder.neighbour_weights is not None:
+            self.decoder.arrange(self.similarity_mask, self.topology_mask)
 
     def embed_series(self, series: Tensor, step_of_week: Tensor | None = None) -> Tensor:
         """Return the encoder's input tokens (B, N, M, C), which know their sensor and the time of the forecast."""
@@ -191,7 +248,7 @@ class DeviationPerceptron(nn.Module):
     Args:
         similarity_mask, topology_mask: (N, N), as in the other variants.
         laplacian_encoding: is kept for those who look at checkpoints, not used.
-        horizon, steps_per_day, channels, dropout, deviation, identity, graph_means: as in `EnhancedDTGLKNet`.
+        horizon, steps_per_day, channels, dropout, deviation, level, identity, graph_means: as in `EnhancedDTGLKNet`.
     """
 
     similarity_mask: Tensor
@@ -208,6 +265,7 @@ class DeviationPerceptron(nn.Module):
         channels: int = 32,
         dropout: float = 0.15,
         deviation: bool = True,
+        level: bool = True,
         identity: bool = True,
         graph_means: bool = True,
         **_: Any,
@@ -225,12 +283,14 @@ class DeviationPerceptron(nn.Module):
             memory_channels=0,
             dropout=dropout,
             deviation=deviation,
+            level=level,
             identity=identity,
             graph_means=graph_means,
         )
-        self.register_load_state_dict_post_hook(
-            lambda module, _keys: module.decoder.arrange(module.similarity_mask, module.topology_mask)
-        )
+        if graph_means:
+            self.register_load_state_dict_post_hook(
+                lambda module, _keys: module.decoder.arrange(module.similarity_mask, module.topology_mask)
+            )
 
     def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P) from the series (B, N, L), the time of the first step to forecast (B,), and the usual."""

@@ -435,8 +435,8 @@ CASES = [
     case("type", "switch", f"{RUN} --set Model.time_gate=yes", nothing,
          "--set Model.time_gate=yes: found 'yes', expected on or off"),
     case("type", "choice", f"{RUN} --set Model.variant=relased", nothing,
-         "--set Model.variant=relased: found 'relased', expected one of described, released, enhanced, stid "
-         "(did you mean 'released'?)"),
+         "--set Model.variant=relased: found 'relased', expected one of described, released, enhanced, perceptron, "
+         "stid (did you mean 'released'?)"),
     case("type", "time", f"{RUN} --set Data.start=yesterday", nothing,
          "--set Data.start=yesterday: found 'yesterday', expected a local time such as 2018-03-05 or 2018-03-05 "
          "00:05, or nothing"),

@@ -14,7 +14,7 @@ HOUR = DAY // 24
 SENSORS, HORIZON = 5, 3
 SIZES = {"input_steps": 12, "horizon": HORIZON, "patch_len": 4, "channels": 8, "layers": 1, "heads": 2}
 ARGUMENTS = {"steps_per_day": DAY, "large_kernels": (5,), "dropout": 0.0, **SIZES}
-SWITCHES = ("deviation", "identity", "graph_means")
+SWITCHES = ("deviation", "level", "identity", "graph_means")
 VARIANTS = ("enhanced", "perceptron")
 
 
@@ -55,8 +55,8 @@ def test_no_target_is_among_its_inputs(variant: str) -> None:
 def test_with_nothing_learnt_it_forecasts_what_is_usual_or_the_last_value(variant: str) -> None:
     series, values, step_of_week, usual = inputs()
     for deviation, expected in ((True, usual[:, :, HOUR:]), (False, series[:, :, -1:].expand(-1, -1, HORIZON))):
-        model = make_model(variant, deviation=deviation)
-        for parameter in model.decoder.prediction.parameters():
+        model = make_model(variant, deviation=deviation, level=False)
+        for parameter in model.decoder.change.prediction.parameters():
             nn.init.zeros_(parameter)
         assert torch.equal(model(series, values, step_of_week, usual), expected)
 
@@ -71,6 +71,25 @@ def test_time_matters_where_there_is_identity(variant: str) -> None:
         next_week = model(series, values, step_of_week + WEEK, usual)
         assert torch.equal(forecast, later) != identity
         assert torch.equal(forecast, next_week)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_is_the_mean_of_two_forecasts_of_which_training_takes_one(variant: str) -> None:
+    model, (series, values, step_of_week, usual) = make_model(variant), inputs()
+    mean = model(series, values, step_of_week, usual)
+    level = model.decoder.level(series[:, :, -HOUR:], step_of_week)
+    model.train()
+    torch.manual_seed(0)
+    drawn = torch.stack([model(series, values, step_of_week, usual) for _ in range(20)])  # (20, 2, N, P)
+    if variant == "perceptron":  # the BatchNorm of large kernels sees a batch otherwise in training
+        deviation = 2 * mean - level
+        is_level = (drawn - level).abs().amax(dim=(2, 3)) < 1e-5
+        is_deviation = (drawn - deviation).abs().amax(dim=(2, 3)) < 1e-5
+        assert (is_level ^ is_deviation).all()
+    else:
+        is_level = (drawn == level).all(dim=3).all(dim=2)
+    assert 0.2 < is_level.float().mean() < 0.8
 
 
 def reached(model: nn.Module, sensor: int) -> set[int]:
