@@ -127,5 +127,7 @@ def test_training_draws_from_the_generators_of_pytorch_alone(
 
 def test_a_saved_checkpoint_comes_back(tmp_path: Path) -> None:
     carried = {"settings": "", "scaling": {}, "sensor_ids": None, "data_fingerprint": "ff"}
-    save_checkpoint(tmp_path / BEST, {**CONTENT, **carried})
-    assert same(load_checkpoint(tmp_path / BEST), {"format": 1, **CONTENT, **carried})
+    for usual in ({"usual_week": torch.arange(6.0).view(3, 2)}, {}):  # which checkpoints of before do not have
+        save_checkpoint(tmp_path / BEST, {**CONTENT, **carried, **usual})
+        expected = {"format": 1, **CONTENT, **carried, "usual_week": None, **usual}
+        assert same(load_checkpoint(tmp_path / BEST), expected)

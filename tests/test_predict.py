@@ -113,6 +113,24 @@ def test_the_forecast_is_that_of_the_engine_on_the_same_rows(
     assert "filled" not in output
 
 
+@pytest.mark.parametrize("variant", ["perceptron", "enhanced", "stid"])
+def test_a_model_that_knows_time_and_the_usual_forecasts_as_in_its_test(
+    variant: str, call: Call, tmp_path: Path
+) -> None:
+    path = write_dataset(tmp_path, fine_tune_epochs=0)
+    config = load_config(path, ["Training.max_batches=3", f"Model.variant={variant}"])
+    experiment = start_experiment(config, tmp_path / "out", "run", build_model)
+    experiment.trainer.fit()
+    tested = experiment.trainer.test().forecast
+    assert tested is not None
+    series = tiny_series()[:-HORIZON]  # what is known at the label start of the last test sample
+    shutil.rmtree(tmp_path / "TINY")
+    np.savez(tmp_path / "now.npz", data=series)
+    arguments = ("--run", experiment.folder, "--input", tmp_path / "now.npz", "--output", tmp_path / "out.csv")
+    assert call("predict.py", *arguments) == 0
+    np.testing.assert_allclose(read_forecast(tmp_path / "out.csv"), tested[-1], atol=0.00051)
+
+
 def test_only_the_last_rows_count_and_columns_may_be_in_any_order(
     runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path
 ) -> None:
