@@ -104,7 +104,7 @@ class HorizonDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.hour = steps_per_day // 24
-        self.deviation = deviation
+        self.deviation, self.graph_means = deviation, graph_means
         own = 2 * self.hour + horizon if deviation else self.hour
         means = GRAPHS * self.hour if graph_means else 0
         sizes: dict[str, Any] = {
@@ -119,11 +119,12 @@ class HorizonDecoder(nn.Module):
         self.level = SensorPerceptron(sensors, steps_per_day, values=self.hour, **sizes) if level else None
         # Not kept in checkpoints: they follow from the masks, which are.
         self.register_buffer("neighbour_weights", None, persistent=False)
-        if graph_means:
-            self.arrange(similarity_mask, topology_mask)
+        self.arrange(similarity_mask, topology_mask)
 
     def arrange(self, similarity_mask: Tensor, topology_mask: Tensor) -> None:
         """Take in the masks (N, N): a sensor's means are over all sensors, over similar ones, and over near ones."""
+        if not self.graph_means:
+            return
         masks = (torch.ones_like(similarity_mask), similarity_mask, topology_mask)
         self.neighbour_weights = torch.stack([neighbour_weights(mask) for mask in masks])  # (3, N, N)
 
@@ -142,7 +143,7 @@ class HorizonDecoder(nn.Module):
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
             change = hour - base
-        if self.neighbour_weights is not None:
+        if self.graph_means:
             means = self.neighbour_weights @ change.unsqueeze(1)  # (B, 3, N, h)
             values.append(means.transpose(1, 2).flatten(2))
         if memory is not None:
@@ -221,8 +222,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
     def arrange_graphs(self) -> None:
         """Arrange what follows from the masks anew, after they were replaced."""
         super().arrange_graphs()
-        if self.decoder.neighbour_weights is not None:
-            self.decoder.arrange(self.similarity_mask, self.topology_mask)
+        self.decoder.arrange(self.similarity_mask, self.topology_mask)
 
     def embed_series(self, series: Tensor, step_of_week: Tensor | None = None) -> Tensor:
         """Return the encoder's input tokens (B, N, M, C), which know their sensor and the time of the forecast."""
@@ -287,10 +287,9 @@ class DeviationPerceptron(nn.Module):
             identity=identity,
             graph_means=graph_means,
         )
-        if graph_means:
-            self.register_load_state_dict_post_hook(
-                lambda module, _keys: module.decoder.arrange(module.similarity_mask, module.topology_mask)
-            )
+        self.register_load_state_dict_post_hook(
+            lambda module, _keys: module.decoder.arrange(module.similarity_mask, module.topology_mask)
+        )
 
     def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P) from the series (B, N, L), the time of the first step to forecast (B,), and the usual."""
