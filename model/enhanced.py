@@ -133,6 +133,33 @@ class HorizonDecoder(nn.Module):
 
         `usual` (B, N, h + P) are those of the last hour and of the horizon.
         """
+        if self.level is None:
+            return self.by_deviation(series, memory, step_of_week, usual)
+        if not self.training:
+            deviation = self.by_deviation(series, memory, step_of_week, usual)
+            return (self.by_level(series, step_of_week) + deviation) / 2
+        # Half of the samples for each way: what a sample is not trained on needs no computing.
+        samples = len(series)
+        order = torch.randperm(samples, device=series.device)
+        half = (samples + int(torch.randint(2, ()))) // 2  # the larger half of an odd number falls to either by chance
+        one, other = order[:half], order[half:]
+        level = self.by_level(series[one], step_of_week[one])
+        deviation = self.by_deviation(
+            series[other],
+            None if memory is None else memory[other],
+            step_of_week[other],
+            None if usual is None else usual[other],
+        )
+        return torch.cat([level, deviation])[order.argsort()]
+
+    def by_level(self, series: Tensor, step_of_week: Tensor) -> Tensor:
+        """Forecast (B, N, P) from each sensor's last hour."""
+        assert self.level is not None
+        level: Tensor = self.level(series[:, :, -self.hour :], step_of_week)
+        return level
+
+    def by_deviation(self, series: Tensor, memory: Tensor | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
+        """Forecast (B, N, P) as what is usual and a deviation from it, or as the last value and a change."""
         hour = series[:, :, -self.hour :]  # (B, N, h)
         values = [hour]
         if self.deviation:
@@ -149,13 +176,7 @@ class HorizonDecoder(nn.Module):
         if memory is not None:
             values.append(memory.flatten(2))
         forecast: Tensor = base + self.change(torch.cat(values, dim=-1), step_of_week)  # (B, N, P)
-        if self.level is None:
-            return forecast
-        level = self.level(hour, step_of_week)  # (B, N, P)
-        if self.training:
-            chosen = torch.rand(len(series), 1, 1, device=series.device) < 0.5
-            return torch.where(chosen, level, forecast)
-        return (level + forecast) / 2
+        return forecast
 
 
 class EnhancedDTGLKNet(DTGLKNetEncoder):
