@@ -37,7 +37,7 @@ from lib.reporting import (
     score_text,
 )
 from lib.training import Trainer
-from lib.usual_flow import usual_flow
+from lib.usual_flow import UsualFlow, usual_flow
 
 EXPERIMENTS = REPOSITORY_ROOT / "experiments"
 SETTINGS = "settings.ini"
@@ -120,14 +120,19 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
     checkpoint = load_checkpoint(folder / BEST)
     prepared = _matching_prepared(config, checkpoint, folder / BEST)
     model = restored(folder / BEST, checkpoint, restore_model).to(device).eval()
-    return Run(folder, config, prepared, windows_for(config, prepared, device), model)
+    windows = windows_for(config, prepared, device, usual_for(config, prepared))
+    return Run(folder, config, prepared, windows, model)
 
 
-def windows_for(config: Config, prepared: Prepared, device: torch.device) -> Windows:
-    """Return the windows of a prepared series for models on a device."""
-    days, on_host = calendar(config), config.runtime.data == "host"
-    usual = usual_flow(prepared, days).series if config.model.knows_usual else None
-    return Windows(prepared, config.data.num_for_predict, days, device, on_host, usual)
+def usual_for(config: Config, prepared: Prepared) -> UsualFlow | None:
+    """Return what is usual, where the model asks for it."""
+    return usual_flow(prepared, calendar(config)) if config.model.knows_usual else None
+
+
+def windows_for(config: Config, prepared: Prepared, device: torch.device, usual: UsualFlow | None) -> Windows:
+    """Return the windows of a prepared series for models on a device, with what is usual if there is."""
+    on_host, series = config.runtime.data == "host", None if usual is None else usual.series
+    return Windows(prepared, config.data.num_for_predict, calendar(config), device, on_host, series)
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
     links = links_for(config)
     prepared = prepared_for(config)
     graphs = graphs_for(config, prepared, links)
+    usual = usual_for(config, prepared)
     print(graphs.summary())
     arguments = model_arguments(config)
     torch.manual_seed(config.training.seed)
@@ -166,11 +172,9 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
         "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
         "sensor_ids": sensor_names(config, links),
         "data_fingerprint": prepared.source_fingerprint,
-        "usual_week": (
-            torch.from_numpy(usual_flow(prepared, calendar(config)).week) if config.model.knows_usual else None
-        ),
+        "usual_week": None if usual is None else torch.from_numpy(usual.week),
     }
-    trainer = _trainer(model, prepared, config, folder, extra, device)
+    trainer = _trainer(model, windows_for(config, prepared, device, usual), config, folder, extra)
     with new_run_folder(folder) as partial:
         with written_whole(partial / SETTINGS) as settings:
             settings.write_text(config.to_ini(), encoding="utf-8")
@@ -194,14 +198,14 @@ def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | 
     prepared = _matching_prepared(config, checkpoint, folder / LAST)
     model = restored(folder / LAST, checkpoint, restore_model)
     extra = {key: checkpoint[key] for key in CARRIED}
-    trainer = _trainer(model, prepared, config, folder, extra, device)
+    windows = windows_for(config, prepared, device, usual_for(config, prepared))
+    trainer = _trainer(model, windows, config, folder, extra)
     trainer.resume(checkpoint)
     return Experiment(folder, config, prepared, trainer)
 
 
-def _trainer(
-    model: nn.Module, prepared: Prepared, config: Config, folder: Path, extra: dict[str, Any], device: torch.device
-) -> Trainer:
+def _trainer(model: nn.Module, windows: Windows, config: Config, folder: Path, extra: dict[str, Any]) -> Trainer:
+    device = windows.device
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{config.model.variant}: {parameters:,} parameters on {device.type} ({describe_device(device)})")
 
@@ -215,8 +219,8 @@ def _trainer(
     accelerate(model.to(device), config.runtime, device)
     return Trainer(
         model,
-        windows_for(config, prepared, device),
-        prepared.label_starts,
+        windows,
+        windows.prepared.label_starts,
         config.training,
         folder,
         extra,
