@@ -33,6 +33,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "released-code": ("Model.variant=released",),
     "enhanced": ("Model.variant=enhanced",),
     "enhanced-no-deviation": ("Model.variant=enhanced", "Model.deviation=off"),
+    "enhanced-no-autoregression": ("Model.variant=enhanced", "Model.autoregression=off"),
     "enhanced-no-level": ("Model.variant=enhanced", "Model.level=off"),
     "enhanced-no-identity": ("Model.variant=enhanced", "Model.identity=off"),
     "enhanced-no-graph-means": ("Model.variant=enhanced", "Model.graph_means=off"),

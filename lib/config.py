@@ -31,6 +31,8 @@ UNUSED_KEYS = {
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
     "Model": ("readout", "residual"),
 }
+# Keys that runs of before they came do not name, and what those runs did.
+LATER_KEYS = {("Model", "autoregression"): "off"}
 
 
 # ---------------------------------------------------------------------------------------------- kinds of values
@@ -210,6 +212,7 @@ class ModelConfig:
     laplacian_encoding: Switch = True  # off: tokens do not know their sensor's place in the road network
     time_gate: Switch = True  # off: plain cross-attention to the memory
     deviation: Switch = True  # of enhanced and perceptron: forecast by how much the flow deviates from the usual
+    autoregression: Switch = True  # of enhanced and perceptron: a linear forecast of that deviation, to be corrected
     level: Switch = True  # of enhanced and perceptron: half of the forecast is of the level itself
     identity: Switch = True  # of enhanced and perceptron: they know sensor, time of day and day of the week
     graph_means: Switch = True  # of enhanced and perceptron: sensors see the mean of all, of similar and of near ones
@@ -219,6 +222,11 @@ class ModelConfig:
     def knows_usual(self) -> bool:
         """Whether the model is given what is usual at each step (`lib.usual_flow`)."""
         return self.deviation and self.variant in DEVIATION_VARIANTS
+
+    @property
+    def knows_autoregression(self) -> bool:
+        """Whether the model corrects a linear autoregression (`lib.autoregression`), which is of the deviation."""
+        return self.autoregression and self.knows_usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +325,7 @@ TIMED_VARIANTS = (*DEVIATION_VARIANTS, "stid")  # their forecasts depend on the 
 # Settings of [Model] that only some variants have.
 OWN_SETTINGS = {
     "deviation": DEVIATION_VARIANTS,
+    "autoregression": DEVIATION_VARIANTS,
     "level": DEVIATION_VARIANTS,
     "identity": DEVIATION_VARIANTS,
     "graph_means": DEVIATION_VARIANTS,
@@ -462,6 +471,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         InputError: the file cannot be read, or settings are wrong; every wrong one has its line in the message.
     """
     return parse_config(_read_text(path), path, overrides)
+
+
+def load_settings(path: Path) -> Config:
+    """Read the settings that a run wrote with all its keys: what came later, it did without.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    text = _read_text(path)
+    keys = {line.partition("=")[0].strip() for line in text.splitlines()}
+    later = [f"{section}.{key}={without}" for (section, key), without in LATER_KEYS.items() if key not in keys]
+    return parse_config(text, path, later)
 
 
 def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:

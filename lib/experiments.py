@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from lib.acceleration import accelerate
+from lib.autoregression import autoregression_lags, graph_autoregression
 from lib.baselines import score_baselines, targets
 from lib.checkpoints import BEST, CARRIED, LAST, Restorer, load_checkpoint, restored
-from lib.config import DEVIATION_VARIANTS, TIMED_VARIANTS, Config, load_config
+from lib.config import DEVIATION_VARIANTS, TIMED_VARIANTS, Config, load_settings
 from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
@@ -41,6 +42,7 @@ from lib.usual_flow import UsualFlow, usual_flow
 
 EXPERIMENTS = REPOSITORY_ROOT / "experiments"
 SETTINGS = "settings.ini"
+COEFFICIENTS = "decoder.autoregression.coefficients"  # the buffer of a model that is fitted before it is trained
 
 Builder = Callable[..., nn.Module]  # model.build.build_model
 
@@ -95,7 +97,7 @@ def _load_settings(folder: Path) -> Config:
     if not os.path.exists(folder / SETTINGS):
         siblings = [path.name for path in folder.parent.glob("*") if (path / SETTINGS).exists()]
         raise InputError(f"{folder}: found no run here ({SETTINGS} is missing){nearest(folder.name, siblings)}")
-    return load_config(folder / SETTINGS)
+    return load_settings(folder / SETTINGS)
 
 
 def _matching_prepared(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Prepared:
@@ -165,6 +167,10 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
     torch.manual_seed(config.training.seed)
     tensors = (graphs.similarity, graphs.topology, graphs.laplacian_encoding)
     model = build_model(*(torch.from_numpy(array) for array in tensors), **arguments)
+    if config.model.knows_autoregression:
+        assert usual is not None
+        coefficients = graph_autoregression(prepared, usual, graphs.topology, calendar(config))
+        model.get_buffer(COEFFICIENTS).copy_(torch.from_numpy(coefficients))
 
     extra = {
         "model": arguments,
@@ -341,6 +347,8 @@ def model_arguments(config: Config) -> dict[str, Any]:
         arguments["steps_per_day"] = config.data.steps_per_day
     if model.variant in DEVIATION_VARIANTS:
         arguments.update({name: getattr(model, name) for name in ("deviation", "level", "identity", "graph_means")})
+    if model.knows_autoregression:
+        arguments["autoregression_lags"] = autoregression_lags(config.data.steps_per_day)
     if model.variant == "stid":
         arguments["history_steps"] = model.history_steps or config.data.points_per_hour
     return arguments

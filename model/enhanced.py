@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.dtg_lknet import DTGLKNetEncoder
+from model.graph_autoregression import GraphAutoregression
 from model.perceptron import ResidualPerceptron
 from model.sensor_time import SensorTimeWaves
 
@@ -80,7 +81,7 @@ class HorizonDecoder(nn.Module):
         width: D, of a sensor's token.
         memory_channels: width of a sensor's whole memory, M * C; 0 for a decoder without an encoder.
         dropout: rate within a perceptron.
-        deviation, level, identity, graph_means: the additions, see `EnhancedDTGLKNet`.
+        deviation, autoregression_lags, level, identity, graph_means: the additions, see `EnhancedDTGLKNet`.
         layers: perceptrons of each way.
     """
 
@@ -97,15 +98,20 @@ class HorizonDecoder(nn.Module):
         memory_channels: int,
         dropout: float,
         deviation: bool,
+        autoregression_lags: int,
         level: bool,
         identity: bool,
         graph_means: bool,
         layers: int = 3,
     ) -> None:
         super().__init__()
-        self.hour = steps_per_day // 24
+        sensors, self.hour = len(similarity_mask), steps_per_day // 24
         self.deviation, self.graph_means = deviation, graph_means
+        self.autoregression = (
+            GraphAutoregression(sensors, autoregression_lags, horizon) if deviation and autoregression_lags else None
+        )
         own = 2 * self.hour + horizon if deviation else self.hour
+        expected = 0 if self.autoregression is None else horizon
         means = GRAPHS * self.hour if graph_means else 0
         sizes: dict[str, Any] = {
             "width": width,
@@ -114,8 +120,7 @@ class HorizonDecoder(nn.Module):
             "dropout": dropout,
             "identity": identity,
         }
-        sensors = len(similarity_mask)
-        self.change = SensorPerceptron(sensors, steps_per_day, values=own + means + memory_channels, **sizes)
+        self.change = SensorPerceptron(sensors, steps_per_day, values=own + expected + means + memory_channels, **sizes)
         self.level = SensorPerceptron(sensors, steps_per_day, values=self.hour, **sizes) if level else None
         # Not kept in checkpoints: they follow from the masks, which are.
         self.register_buffer("neighbour_weights", None, persistent=False)
@@ -159,7 +164,7 @@ class HorizonDecoder(nn.Module):
         return level
 
     def by_deviation(self, series: Tensor, memory: Tensor | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
-        """Forecast (B, N, P) as what is usual and a deviation from it, or as the last value and a change."""
+        """Forecast (B, N, P) as a base and what it misses: what is usual, and how that deviates; or the last value."""
         hour = series[:, :, -self.hour :]  # (B, N, h)
         values = [hour]
         if self.deviation:
@@ -167,6 +172,10 @@ class HorizonDecoder(nn.Module):
             usual_hour, base = usual.split([self.hour, usual.shape[-1] - self.hour], dim=-1)  # (B, N, h), (B, N, P)
             change = hour - usual_hour
             values += [change, base]
+            if self.autoregression is not None:
+                expected = self.autoregression(change)  # (B, N, P)
+                values.append(expected)
+                base = base + expected
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
             change = hour - base
@@ -187,6 +196,8 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
         steps_per_day: time steps of a day.
         deviation: the decoder forecasts the deviation from what is usual at each step, and sees by how much the last
             hour deviated; off: the change of the last value.
+        autoregression_lags: from how many of the last steps of the sensors near each other a linear autoregression
+            forecasts the deviation, which the network only corrects; 0: none. Nor is there one without the deviation.
         level: the other half of the forecast is of the level itself, from the last hour alone.
         identity: embeddings of sensor, time of day and day of the week, before the large kernels and in the decoder.
         graph_means: the decoder also sees the mean last hour of all other sensors, of similar ones and of near ones.
@@ -207,6 +218,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
         channels: int = 64,
         dropout: float = 0.0,
         deviation: bool = True,
+        autoregression_lags: int = 0,
         level: bool = True,
         identity: bool = True,
         graph_means: bool = True,
@@ -235,6 +247,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             memory_channels=input_steps // patch_len * channels,
             dropout=dropout,
             deviation=deviation,
+            autoregression_lags=autoregression_lags,
             level=level,
             identity=identity,
             graph_means=graph_means,
@@ -269,7 +282,8 @@ class DeviationPerceptron(nn.Module):
     Args:
         similarity_mask, topology_mask: (N, N), as in the other variants.
         laplacian_encoding: is kept for those who look at checkpoints, not used.
-        horizon, steps_per_day, channels, dropout, deviation, level, identity, graph_means: as in `EnhancedDTGLKNet`.
+        horizon, steps_per_day, channels, dropout: as in `EnhancedDTGLKNet`.
+        deviation, autoregression_lags, level, identity, graph_means: as in `EnhancedDTGLKNet`.
     """
 
     similarity_mask: Tensor
@@ -286,6 +300,7 @@ class DeviationPerceptron(nn.Module):
         channels: int = 32,
         dropout: float = 0.15,
         deviation: bool = True,
+        autoregression_lags: int = 0,
         level: bool = True,
         identity: bool = True,
         graph_means: bool = True,
@@ -304,6 +319,7 @@ class DeviationPerceptron(nn.Module):
             memory_channels=0,
             dropout=dropout,
             deviation=deviation,
+            autoregression_lags=autoregression_lags,
             level=level,
             identity=identity,
             graph_means=graph_means,

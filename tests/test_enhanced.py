@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.build import build_model, restore_model
 from model.enhanced import neighbour_weights
+from model.graph_autoregression import GraphAutoregression
 from model.sensor_time import SensorTimeTable, SensorTimeWaves
 
 DAY = 48
@@ -13,8 +14,14 @@ WEEK = 7 * DAY
 HOUR = DAY // 24
 SENSORS, HORIZON = 5, 3
 SIZES = {"input_steps": 12, "horizon": HORIZON, "patch_len": 4, "channels": 8, "layers": 1, "heads": 2}
-ARGUMENTS = {"steps_per_day": DAY, "large_kernels": (5,), "dropout": 0.0, **SIZES}
-SWITCHES = ("deviation", "level", "identity", "graph_means")
+ARGUMENTS = {"steps_per_day": DAY, "large_kernels": (5,), "dropout": 0.0, "autoregression_lags": 2, **SIZES}
+OFF: tuple[dict[str, bool | int], ...] = (
+    {"deviation": False},
+    {"autoregression_lags": 0},
+    {"level": False},
+    {"identity": False},
+    {"graph_means": False},
+)
 VARIANTS = ("enhanced", "perceptron")
 
 
@@ -23,12 +30,15 @@ def chain(reach: int) -> Tensor:
     return (place[:, None] - place).abs() <= reach
 
 
-def make_model(variant: str = "enhanced", **switches: bool) -> nn.Module:
+def make_model(variant: str = "enhanced", **changes: bool | int) -> nn.Module:
     torch.manual_seed(3)
     graphs = (chain(2), chain(1), torch.randn(SENSORS, 3))
-    model = build_model(*graphs, variant=variant, **ARGUMENTS, **switches)
+    model = build_model(*graphs, variant=variant, **{**ARGUMENTS, **changes})
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
+    for part in model.modules():
+        if isinstance(part, GraphAutoregression):
+            part.coefficients.copy_(0.3 * torch.randn(2, SENSORS, SENSORS) * chain(1))
     return model.eval()
 
 
@@ -52,13 +62,21 @@ def test_no_target_is_among_its_inputs(variant: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_with_nothing_learnt_it_forecasts_what_is_usual_or_the_last_value(variant: str) -> None:
+def test_with_nothing_learnt_it_forecasts_its_base(variant: str) -> None:
     series, values, step_of_week, usual = inputs()
-    for deviation, expected in ((True, usual[:, :, HOUR:]), (False, series[:, :, -1:].expand(-1, -1, HORIZON))):
-        model = make_model(variant, deviation=deviation, level=False)
+
+    def untrained(**changes: bool | int) -> tuple[nn.Module, Tensor]:
+        model = make_model(variant, level=False, **changes)
         for parameter in model.decoder.change.prediction.parameters():
             nn.init.zeros_(parameter)
-        assert torch.equal(model(series, values, step_of_week, usual), expected)
+        return model, model(series, values, step_of_week, usual)
+
+    last_value = series[:, :, -1:].expand(-1, -1, HORIZON)
+    assert torch.equal(untrained(deviation=False)[1], last_value)
+    assert torch.equal(untrained(autoregression_lags=0)[1], usual[:, :, HOUR:])
+    model, forecast = untrained()
+    expected = model.decoder.autoregression(series[:, :, -HOUR:] - usual[:, :, :HOUR])
+    assert torch.equal(forecast, usual[:, :, HOUR:] + expected)
 
 
 @torch.no_grad()
@@ -104,11 +122,13 @@ def reached(model: nn.Module, sensor: int) -> set[int]:
     return set(series.grad[:, :, -HOUR:].abs().sum(dim=(0, 2)).nonzero().flatten().tolist())
 
 
-def test_sensors_see_each_other_by_means_alone_in_the_decoder() -> None:
-    assert reached(make_model("perceptron", graph_means=False), 0) == {0}
+def test_sensors_see_each_other_by_means_and_autoregression_alone_in_the_decoder() -> None:
+    assert reached(make_model("perceptron", graph_means=False, autoregression_lags=0), 0) == {0}
+    # Step by step from neighbour to neighbour, as far as the horizon.
+    assert reached(make_model("perceptron", graph_means=False), 0) == set(range(HORIZON + 1))
     assert reached(make_model("perceptron"), 0) == set(range(SENSORS))
     # By attention on the similarity graph, in its one layer.
-    assert reached(make_model("enhanced", graph_means=False), 0) == {0, 1, 2}
+    assert reached(make_model("enhanced", graph_means=False, autoregression_lags=0), 0) == {0, 1, 2}
 
 
 def test_a_mean_is_over_the_others_that_a_mask_allows() -> None:
@@ -118,9 +138,8 @@ def test_a_mean_is_over_the_others_that_a_mask_allows() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("switch", [None, *SWITCHES])
-def test_every_weight_is_trained_and_restored_without_any_addition(variant: str, switch: str | None) -> None:
-    off = {} if switch is None else {switch: False}
+@pytest.mark.parametrize("off", [{}, *OFF])
+def test_every_weight_is_trained_and_restored_without_any_addition(variant: str, off: dict[str, bool | int]) -> None:
     model, (series, values, step_of_week, usual) = make_model(variant, **off).train(), inputs()
     model(series, values, step_of_week, usual).square().mean().backward()
     for name, parameter in model.named_parameters():

@@ -1,0 +1,173 @@
+"""The linear autoregression on the topology graph: what it finds, what it may look at, and how it is rolled out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lib.autoregression
+from lib.autoregression import LEAST_MISS, PENALTY, autoregression_lags, graph_autoregression
+from lib.config import load_config
+from lib.data import Calendar, Prepared, WindowShape, prepare
+from lib.experiments import COEFFICIENTS, SETTINGS, resume_experiment, start_experiment
+from lib.preparation import calendar
+from lib.usual_flow import UsualFlow, usual_flow
+from model.build import build_model, restore_model
+from model.graph_autoregression import GraphAutoregression
+from tests.conftest import write_dataset
+
+DAY = 48  # so that half an hour is one step
+SENSORS = 6
+LEVEL = 100.0
+NEAR = np.abs(np.subtract.outer(np.arange(SENSORS), np.arange(SENSORS))) < 3
+
+
+def prepared_of(deviation: np.ndarray) -> tuple[Prepared, UsualFlow]:
+    """Return a series (T, N) that deviates from a flow of 100, which is what is usual."""
+    flow = (LEVEL + deviation).astype(np.float32)
+    prepared = prepare(flow[:, :, None], WindowShape(0, 1, 2, 3, DAY // 24), "source")
+    return prepared, UsualFlow(np.full((7 * DAY, SENSORS), LEVEL, np.float32), np.full_like(flow, LEVEL))
+
+
+def fitted(deviation: np.ndarray, near: np.ndarray = NEAR, steps_per_day: int = DAY) -> np.ndarray:
+    prepared, usual = prepared_of(deviation)
+    return graph_autoregression(prepared, usual, near, Calendar(steps_per_day))
+
+
+def simulated(coefficients: np.ndarray, steps: int = 3000, noise: float = 3.0, seed: int = 0) -> np.ndarray:
+    """Return deviations (T, N) that follow an autoregression with double exponential noise."""
+    lags, sensors, _ = coefficients.shape
+    draw = np.random.default_rng(seed).laplace(scale=noise, size=(steps, sensors))
+    for step in range(lags, steps):
+        draw[step] += sum(draw[step - 1 - lag] @ coefficients[lag] for lag in range(lags))
+    return draw
+
+
+def along_a_road(lags: int = 1) -> np.ndarray:
+    """Return coefficients by which half of what passes a sensor reaches the next one a step later."""
+    coefficients = np.zeros((lags, SENSORS, SENSORS))
+    for sensor in range(1, SENSORS):
+        coefficients[0, sensor - 1, sensor] = 0.5
+    coefficients[lags - 1] += 0.3 * np.eye(SENSORS)
+    return coefficients
+
+
+@pytest.mark.parametrize(("lags", "steps_per_day"), [(1, DAY), (3, 3 * DAY)])
+def test_it_finds_what_made_the_series(lags: int, steps_per_day: int) -> None:
+    assert autoregression_lags(steps_per_day) == lags
+    expected = along_a_road(lags)
+    found = fitted(simulated(expected), steps_per_day=steps_per_day)
+    np.testing.assert_allclose(found, expected, atol=0.06)
+    # Sensors that tell nothing of a sensor are all but out.
+    assert np.abs(found[:, (expected == 0).all(axis=0)]).mean() < 0.005
+
+
+def test_only_sensors_near_each_other_tell_of_each_other() -> None:
+    deviation = simulated(along_a_road())
+    one_way = np.triu(NEAR)
+    np.testing.assert_array_equal(fitted(deviation, one_way), fitted(deviation))
+    nobody = fitted(deviation, np.zeros_like(NEAR))
+    np.testing.assert_array_equal(nobody != 0, [np.eye(SENSORS, dtype=bool)])
+
+
+def test_incidents_do_not_decide() -> None:
+    deviation = simulated(along_a_road())
+    clean = fitted(deviation)
+    deviation[np.random.default_rng(1).integers(500, 1500, size=20), 2] += 400
+    training = deviation[: prepared_of(deviation)[0].training_rows]
+    least_squares = np.linalg.lstsq(training[:-1], training[1:, 2], rcond=None)[0]
+    # What the sensor before it tells of sensor 2; that the sensor itself stays where it is, is not true any more.
+    robust_shift, plain_shift = fitted(deviation)[0, 1, 2] - clean[0, 1, 2], least_squares[1] - clean[0, 1, 2]
+    assert abs(robust_shift) < 0.06 < abs(plain_shift)
+
+
+@given(factor=st.floats(0.1, 10))
+def test_units_do_not_matter(factor: float) -> None:
+    deviation = simulated(along_a_road(), steps=600)
+    np.testing.assert_allclose(fitted(factor * deviation), fitted(deviation), atol=2e-3)
+    scaled = deviation * np.where(np.arange(SENSORS) == 1, factor, 1)
+    expected = fitted(deviation)
+    expected[:, 1] /= factor
+    expected[:, :, 1] *= factor
+    np.testing.assert_allclose(fitted(scaled), expected, atol=2e-3 * max(factor, 1 / factor))
+
+
+def test_it_looks_at_training_rows_alone() -> None:
+    prepared, usual = prepared_of(simulated(along_a_road(), steps=600))
+    flow = prepared.flow.copy()
+    flow[prepared.training_rows :] += 50
+    later = graph_autoregression(replace(prepared, flow=flow), usual, NEAR, Calendar(DAY))
+    np.testing.assert_array_equal(later, graph_autoregression(prepared, usual, NEAR, Calendar(DAY)))
+
+
+def objective(coefficients: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Return what the fit is to make least, (N,): the misses of standardised values and the norms of neighbours."""
+    scale = deviation.std(axis=0)
+    values, standardised = deviation / scale, coefficients / (scale / scale[:, None])
+    lags = len(coefficients)
+    miss = np.abs(values[lags:] - sum(values[lags - 1 - lag : -1 - lag] @ standardised[lag] for lag in range(lags)))
+    huber = np.where(miss > LEAST_MISS, miss - LEAST_MISS / 2, miss**2 / (2 * LEAST_MISS))
+    # The weights of the misses are divided by their mean, and so is the weight of the penalty that they stand against.
+    weight = (1 / np.maximum(miss, LEAST_MISS)).mean(axis=0)
+    return huber.sum(axis=0) + PENALTY * np.sqrt(len(miss)) * weight * np.linalg.norm(standardised, axis=0).sum(axis=0)
+
+
+def test_a_few_rounds_reach_the_least_sum_of_misses_and_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    deviation = simulated(along_a_road(3), steps=900)
+    rows = prepared_of(deviation)[0].training_rows
+    few = fitted(deviation, steps_per_day=3 * DAY)
+    monkeypatch.setattr(lib.autoregression, "ROUNDS", 60)
+    many = fitted(deviation, steps_per_day=3 * DAY)
+    least = objective(many, deviation[:rows])
+    np.testing.assert_allclose(objective(few, deviation[:rows]), least, rtol=2e-3)
+    draw = np.random.default_rng(2)
+    for _ in range(20):
+        other = many * (1 + 0.2 * draw.standard_normal(many.shape)) + 0.02 * draw.standard_normal(many.shape) * NEAR
+        assert (objective(other, deviation[:rows]) > least * 0.999).all()
+
+
+def test_a_sensor_that_never_varies_has_no_part() -> None:
+    deviation = simulated(along_a_road(), steps=600)
+    deviation[:, 3] = 0
+    found = fitted(deviation)
+    assert np.isfinite(found).all()
+    assert np.abs(found[:, 3]).max() == np.abs(found[:, :, 3]).max() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lags", [1, 3])
+def test_a_rollout_feeds_each_step_to_the_next(lags: int) -> None:
+    model = GraphAutoregression(SENSORS, lags, horizon=7)
+    values = torch.randn(4, SENSORS, 5)
+    assert torch.equal(model(values), torch.zeros(4, SENSORS, 7))
+    model.coefficients.copy_(torch.from_numpy(along_a_road(lags)) + 0.1 * torch.randn(lags, SENSORS, SENSORS))
+    steps = list(values.unbind(dim=2))
+    for _ in range(7):
+        steps.append(sum(steps[-1 - lag] @ model.coefficients[lag] for lag in range(lags)))  # type: ignore[arg-type]
+    torch.testing.assert_close(model(values), torch.stack(steps[5:], dim=2))
+
+
+def test_a_run_is_given_what_was_fitted_on_its_graph(tmp_path: Path) -> None:
+    config = load_config(write_dataset(tmp_path), ["Model.variant=perceptron", "Graph.hops=2"])
+    experiment = start_experiment(config, tmp_path / "out", "run", build_model)
+    model, prepared = experiment.trainer.model, experiment.prepared
+    place = np.arange(prepared.flow.shape[1])
+    near = np.abs(np.subtract.outer(place, place)) < 2  # the links are a chain
+    fit = graph_autoregression(prepared, usual_flow(prepared, calendar(config)), near, calendar(config))
+    assert fit.any()
+    np.testing.assert_array_equal(model.get_buffer(COEFFICIENTS), fit)
+
+
+def test_a_run_of_before_there_was_any_goes_on_without(tmp_path: Path) -> None:
+    changes = ["Model.variant=perceptron", "Model.autoregression=off", "Training.max_batches=1"]
+    path = write_dataset(tmp_path)
+    experiment = start_experiment(load_config(path, changes), tmp_path / "out", "run", build_model)
+    settings = experiment.folder / SETTINGS
+    settings.write_text(settings.read_text().replace("autoregression = off\n", ""))
+    resumed = resume_experiment(experiment.folder, restore_model, None)
+    assert not resumed.config.model.autoregression
+    assert load_config(path, changes[:1]).model.autoregression
