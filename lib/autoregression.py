@@ -52,13 +52,13 @@ def graph_autoregression(
     scale = deviation.std(axis=0)
     scale[scale == 0] = 1
     deviation /= scale
-    lagged = np.stack([deviation[lags - lag : rows - lag] for lag in range(1, lags + 1)], axis=1)  # (rows - lags, l, N)
-    penalty = PENALTY * np.sqrt(len(lagged))
+    penalty = PENALTY * np.sqrt(rows - lags)
     coefficients = np.zeros((lags, sensors, sensors), dtype=np.float32)
     neighbours = near | near.T | np.eye(sensors, dtype=bool)
     for sensor in tqdm(range(sensors), desc="autoregression", unit="sensor", disable=None, leave=False):
         others = np.flatnonzero(neighbours[sensor])
-        inputs = lagged[:, :, others].reshape(len(lagged), -1)  # (rows - lags, l n)
+        lagged = [deviation[lags - lag : rows - lag, others] for lag in range(1, lags + 1)]
+        inputs = np.concatenate(lagged, axis=1)  # (rows - lags, lags n)
         coefficients[:, others, sensor] = _least_absolute(inputs, deviation[lags:, sensor], lags, penalty)
     coefficients *= scale / scale[:, None]
     return coefficients
