@@ -14,7 +14,7 @@ from lib.comparison import (
     table_paths,
     write_tables,
 )
-from lib.config import load_config
+from lib.config import load_settings
 from lib.errors import InputError, nearest, run_script
 from lib.experiments import SETTINGS
 from lib.figures import error_against_time, flow_unit, horizons_compared, save_figure
@@ -66,7 +66,7 @@ def main() -> None:
     check_same_targets(list(groups.values()))
     compared = list(groups.values())
     rows = [*baseline_rows(compared), *(group_row(group, groups[reference]) for group in compared)]
-    data = load_config(arguments.runs[0] / SETTINGS).data
+    data = load_settings(arguments.runs[0] / SETTINGS).data
     print(write_tables(stem, "Comparison", rows, compared, groups[reference], data))
     unit, minutes = flow_unit(data.points_per_hour), 60 / data.points_per_hour
     maes = {name: group.by_horizon() for name, group in groups.items()}

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lib.command_line import ScriptParser
-from lib.config import load_config
+from lib.config import load_settings
 from lib.errors import run_script
 from lib.experiments import SETTINGS
 from lib.files import load_json
@@ -43,7 +43,7 @@ def main() -> None:
     """Make figures and page, and print the results and their paths."""
     arguments = parse_arguments()
     folder = arguments.run.resolve()
-    config = load_config(folder / SETTINGS)
+    config = load_settings(folder / SETTINGS)
     written = make_report(folder, config, arguments.sensors, arguments.days, arguments.first_day)
     print_results(load_json(folder / METRICS), config)
     print("\nwrote", *written, sep="\n  ")

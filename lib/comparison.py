@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.config import SECTIONS, Config, DataConfig, RuntimeConfig, kind_of, load_config
+from lib.config import SECTIONS, Config, DataConfig, RuntimeConfig, kind_of, load_settings
 from lib.errors import InputError
 from lib.experiments import SETTINGS
 from lib.figures import flow_unit
@@ -105,7 +105,7 @@ def group_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
     groups: dict[Config, dict[int, Path]] = {}
     for folder in {folder.resolve(): folder for folder in folders}.values():
         read_metrics(folder)
-        config = load_config(folder / SETTINGS)
+        config = load_settings(folder / SETTINGS)
         seed = config.training.seed
         training, runtime = replace(config.training, seed=0), RuntimeConfig(precision=config.runtime.precision)
         runs = groups.setdefault(replace(config, training=training, runtime=runtime), {})

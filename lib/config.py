@@ -480,9 +480,14 @@ def load_settings(path: Path) -> Config:
         InputError: as `load_config`.
     """
     text = _read_text(path)
+    config = parse_config(text, path)
     keys = {line.partition("=")[0].strip() for line in text.splitlines()}
-    later = [f"{section}.{key}={without}" for (section, key), without in LATER_KEYS.items() if key not in keys]
-    return parse_config(text, path, later)
+    later = [
+        f"{section}.{key}={without}"
+        for (section, key), without in LATER_KEYS.items()
+        if key not in keys and config.model.variant in OWN_SETTINGS[key]
+    ]
+    return parse_config(text, path, later) if later else config
 
 
 def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lib.baselines import BASELINES, PERCEPTRON_SETTINGS
-from lib.config import ENCODER_VARIANTS, Config, load_config
+from lib.config import ENCODER_VARIANTS, Config, load_config, load_settings
 from lib.errors import InputError
 from lib.files import load_json
 from lib.metrics import Scores
@@ -99,7 +99,7 @@ def collect(config_path: Path, experiments: Path) -> Collection:
     left_out: list[str] = []
     test_set: tuple[str, Path] | None = None
     for path in sorted((experiments / dataset).glob(f"*/{METRICS}")):
-        run = load_config(path.parent / "settings.ini")
+        run = load_settings(path.parent / "settings.ini")
         variant = run.model.variant
         own = PERCEPTRON_SETTINGS if variant == "stid" else (f"Model.variant={variant}",)
         wanted = load_config(config_path, [*own, f"Training.seed={run.training.seed}"])

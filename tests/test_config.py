@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lib.config import SECTIONS, UNUSED_KEYS, Config, Switch, TrainingConfig, kind_of, load_config
+from lib.config import SECTIONS, UNUSED_KEYS, Config, Switch, TrainingConfig, kind_of, load_config, load_settings
 from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT
 
@@ -486,3 +486,14 @@ def test_switches_are_on_or_off():
     assert kind_of(Switch | None).parse("") is None
     assert kind_of(Switch | None).write(None) == ""
     assert kind_of(Switch | None).parse("on") is True
+
+
+def test_settings_of_a_run_are_without_what_came_later(tmp_path: Path) -> None:
+    for variant, expected in (("perceptron", False), ("described", True)):
+        config = load_config(PEMS04, [f"Model.variant={variant}", "Data.start=2018-01-01"])
+        path = tmp_path / f"{variant}.ini"
+        path.write_text(config.to_ini())
+        assert load_settings(path) == config
+        path.write_text(config.to_ini().replace("autoregression = on\n", ""))
+        assert load_config(path).model.autoregression
+        assert load_settings(path).model.autoregression == expected
