@@ -1,6 +1,7 @@
 """DTG-LKNet with additions beyond the paper, each a switch: what real data asked for (results/accuracy.md).
 
 series (B, N, L) -> patches -> large kernels -> encoder -> memory (B, N, M, C), as in the paper
+last hour less what is usual -> linear autoregression on the topology graph -> what is to be corrected (B, N, P)
 memory, last hour, what is usual, who and when -> one token a sensor (B, N, D) -> perceptrons -> forecast (B, N, P)
 """
 
