@@ -31,8 +31,7 @@ UNUSED_KEYS = {
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
     "Model": ("readout", "residual"),
 }
-# Keys that runs of before they came do not name, and what those runs did.
-LATER_KEYS = {("Model", "autoregression"): "off"}
+BEFORE = "Model.autoregression=off"  # of runs that do not name it
 
 
 # ---------------------------------------------------------------------------------------------- kinds of values
@@ -474,20 +473,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_settings(path: Path) -> Config:
-    """Read the settings that a run wrote with all its keys: what came later, it did without.
+    """Read the settings that a run wrote: their text is read as `parse_settings` does.
 
     Raises:
         InputError: as `load_config`.
     """
-    text = _read_text(path)
+    return parse_settings(_read_text(path), path)
+
+
+def parse_settings(text: str, path: Path) -> Config:
+    """Read the settings of a run. They name all keys: one that came later, the run did without.
+
+    Raises:
+        InputError: as `parse_config`.
+    """
     config = parse_config(text, path)
-    keys = {line.partition("=")[0].strip() for line in text.splitlines()}
-    later = [
-        f"{section}.{key}={without}"
-        for (section, key), without in LATER_KEYS.items()
-        if key not in keys and config.model.variant in OWN_SETTINGS[key]
-    ]
-    return parse_config(text, path, later) if later else config
+    named = any(line.startswith("autoregression") for line in text.splitlines())
+    return config if named or not config.model.knows_autoregression else parse_config(text, path, [BEFORE])
 
 
 def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:

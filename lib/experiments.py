@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib.acceleration import accelerate
 from lib.autoregression import autoregression_lags, graph_autoregression
@@ -24,6 +24,7 @@ from lib.data import Prepared, Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, reason, save_json, written_whole
+from lib.graphs import Graphs
 from lib.preparation import calendar, graphs_for, links_for, prepared_for, sensor_names
 from lib.provenance import provenance
 from lib.report_page import make_report
@@ -167,10 +168,8 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
     torch.manual_seed(config.training.seed)
     tensors = (graphs.similarity, graphs.topology, graphs.laplacian_encoding)
     model = build_model(*(torch.from_numpy(array) for array in tensors), **arguments)
-    if config.model.knows_autoregression:
-        assert usual is not None
-        coefficients = graph_autoregression(prepared, usual, graphs.topology, calendar(config))
-        model.get_buffer(COEFFICIENTS).copy_(torch.from_numpy(coefficients))
+    if usual is not None and config.model.knows_autoregression:
+        _fit_autoregression(model.get_buffer(COEFFICIENTS), prepared, usual, graphs, config)
 
     extra = {
         "model": arguments,
@@ -189,6 +188,17 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
         trainer.save(LAST)
         trainer.folder = folder
     return Experiment(folder, config, prepared, trainer)
+
+
+def _fit_autoregression(
+    coefficients: Tensor, prepared: Prepared, usual: UsualFlow, graphs: Graphs, config: Config
+) -> None:
+    if coefficients.any():  # those of the weights that a run starts from
+        return
+    started = time.perf_counter()
+    coefficients.copy_(torch.from_numpy(graph_autoregression(prepared, usual, graphs.topology, calendar(config))))
+    count, seconds = int(torch.count_nonzero(coefficients)), time.perf_counter() - started
+    print(f"autoregression: {count:,} coefficients fitted in {seconds:.1f} s")
 
 
 def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | None) -> Experiment:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lib.checkpoints import BEST, Restorer, load_checkpoint, restored
-from lib.config import Config, parse_config
+from lib.config import Config, parse_settings
 from lib.data import FLOW, Scaling, missing_values, read_series
 from lib.devices import choose_device, configure_cpu
 from lib.errors import InputError, nearest
@@ -73,7 +73,7 @@ def load_forecaster(folder: Path, restore_model: Restorer, device_name: str) -> 
         siblings = [other.name for other in folder.parent.glob("*") if (other / BEST).exists()]
         raise InputError(f"{folder}: found no {BEST}, expected the folder of a run{nearest(folder.name, siblings)}")
     checkpoint = load_checkpoint(path)
-    config = parse_config(checkpoint["settings"], path)
+    config = parse_settings(checkpoint["settings"], path)
     configure_cpu(config.runtime.threads)
     device = choose_device(device_name)
     model = restored(path, checkpoint, restore_model).to(device).eval()

@@ -71,9 +71,9 @@ class SensorPerceptron(nn.Module):
 class HorizonDecoder(nn.Module):
     """Forecast the whole horizon at once, in two ways: as a deviation from what is usual, and as a level.
 
-    With no forecast of its own among its inputs it cannot drift, and training through teacher forcing and through the
-    rollout are the same. The two ways err differently, and the forecast is their mean. In training each sample takes
-    one of them by chance, so that each learns to forecast alone and not to mend the other.
+    The perceptrons are fed no forecast of their own: they cannot drift, and training through teacher forcing and
+    through the rollout are the same. The two ways err differently, and the forecast is their mean. In training each
+    sample takes one of them by chance, so that each learns to forecast alone and not to mend the other.
 
     Args:
         similarity_mask, topology_mask: (N, N), true where sensors are similar, and near each other.

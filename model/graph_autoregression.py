@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class GraphAutoregression(nn.Module):
     """Forecast x[t] = sum over l of x[t-1-l] A[l], step by step, as in a network autoregression.
 
-    The coefficients A (lags, N, N) are fitted in closed form before training and are no parameters of it. They are kept
-    with the weights; until they are set, the forecast is 0.
+    The coefficients A (lags, N, N) are fitted before training and are no parameters of it. They are kept with the
+    weights; until they are set, the forecast is 0.
 
     Args:
         sensors: N.

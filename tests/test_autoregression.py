@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ NEAR = np.abs(np.subtract.outer(np.arange(SENSORS), np.arange(SENSORS))) < 3
 def prepared_of(deviation: np.ndarray) -> tuple[Prepared, UsualFlow]:
     """Return a series (T, N) that deviates from a flow of 100, which is what is usual."""
     flow = (LEVEL + deviation).astype(np.float32)
-    prepared = prepare(flow[:, :, None], WindowShape(0, 1, 2, 3, DAY // 24), "source")
-    return prepared, UsualFlow(np.full((7 * DAY, SENSORS), LEVEL, np.float32), np.full_like(flow, LEVEL))
+    prepared = prepare(flow[:, :, None], WindowShape(0, 1, 2, 3, DAY // 24), "source", "interpolate")
+    return prepared, UsualFlow(np.full((7 * DAY, flow.shape[1]), LEVEL, np.float32), np.full_like(flow, LEVEL))
 
 
 def fitted(deviation: np.ndarray, near: np.ndarray = NEAR, steps_per_day: int = DAY) -> np.ndarray:
@@ -66,10 +67,9 @@ def test_it_finds_what_made_the_series(lags: int, steps_per_day: int) -> None:
 
 def test_only_sensors_near_each_other_tell_of_each_other() -> None:
     deviation = simulated(along_a_road())
-    one_way = np.triu(NEAR)
-    np.testing.assert_array_equal(fitted(deviation, one_way), fitted(deviation))
-    nobody = fitted(deviation, np.zeros_like(NEAR))
-    np.testing.assert_array_equal(nobody != 0, [np.eye(SENSORS, dtype=bool)])
+    assert not fitted(deviation)[:, ~NEAR].any()
+    alone = np.eye(SENSORS, dtype=bool)
+    np.testing.assert_array_equal(fitted(deviation, alone) != 0, alone[None])
 
 
 def test_incidents_do_not_decide() -> None:
@@ -102,30 +102,47 @@ def test_it_looks_at_training_rows_alone() -> None:
     np.testing.assert_array_equal(later, graph_autoregression(prepared, usual, NEAR, Calendar(DAY)))
 
 
-def objective(coefficients: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Return what the fit is to make least, (N,): the misses of standardised values and the norms of neighbours."""
-    scale = deviation.std(axis=0)
-    values, standardised = deviation / scale, coefficients / (scale / scale[:, None])
+def standardised_misses(coefficients: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Return by how many standard deviations forecasts of the next step are wrong, (T - lags, N)."""
     lags = len(coefficients)
-    miss = np.abs(values[lags:] - sum(values[lags - 1 - lag : -1 - lag] @ standardised[lag] for lag in range(lags)))
-    huber = np.where(miss > LEAST_MISS, miss - LEAST_MISS / 2, miss**2 / (2 * LEAST_MISS))
-    # The weights of the misses are divided by their mean, and so is the weight of the penalty that they stand against.
-    weight = (1 / np.maximum(miss, LEAST_MISS)).mean(axis=0)
-    return huber.sum(axis=0) + PENALTY * np.sqrt(len(miss)) * weight * np.linalg.norm(standardised, axis=0).sum(axis=0)
+    forecast = sum(deviation[lags - 1 - lag : -1 - lag] @ coefficients[lag] for lag in range(lags))
+    misses: np.ndarray = np.abs(deviation[lags:] - forecast) / deviation.std(axis=0)
+    return misses
+
+
+def objective(coefficients: np.ndarray, deviation: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return what the fit makes least, (N,): Huber's loss, and the norms of neighbours by a weight of the penalty."""
+    scale, misses = deviation.std(axis=0), standardised_misses(coefficients, deviation)
+    huber = np.where(misses > LEAST_MISS, misses - LEAST_MISS / 2, misses**2 / (2 * LEAST_MISS)).sum(axis=0)
+    norms = np.linalg.norm(coefficients / (scale / scale[:, None]), axis=0).sum(axis=0)
+    return huber + PENALTY * np.sqrt(len(misses)) * weight * norms
 
 
 def test_a_few_rounds_reach_the_least_sum_of_misses_and_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     deviation = simulated(along_a_road(3), steps=900)
-    rows = prepared_of(deviation)[0].training_rows
+    training = deviation[: prepared_of(deviation)[0].training_rows]
     few = fitted(deviation, steps_per_day=3 * DAY)
     monkeypatch.setattr(lib.autoregression, "ROUNDS", 60)
     many = fitted(deviation, steps_per_day=3 * DAY)
-    least = objective(many, deviation[:rows])
-    np.testing.assert_allclose(objective(few, deviation[:rows]), least, rtol=2e-3)
+    # The weights of the misses have the mean 1, which the penalty is to stand against.
+    weight = (1 / np.maximum(standardised_misses(many, training), LEAST_MISS)).mean(axis=0)
+    least = objective(many, training, weight)
+    np.testing.assert_allclose(objective(few, training, weight), least, rtol=2e-3)
     draw = np.random.default_rng(2)
-    for _ in range(20):
-        other = many * (1 + 0.2 * draw.standard_normal(many.shape)) + 0.02 * draw.standard_normal(many.shape) * NEAR
-        assert (objective(other, deviation[:rows]) > least * 0.999).all()
+    for size in (0.002, 0.02, 0.2):
+        for _ in range(10):
+            other = many + size * draw.standard_normal(many.shape) * NEAR
+            assert (objective(other, training, weight) > least * 0.99999).all()
+
+
+@pytest.mark.parametrize("length", [3, 12])
+def test_gaps_do_not_teach_persistence(length: int) -> None:
+    deviation = simulated(np.full((1, 1, 1), 0.5), steps=8000)
+    whole = fitted(deviation, np.ones((1, 1), dtype=bool))
+    for first in np.random.default_rng(3).choice(8000 // length, size=800 // length, replace=False) * length:
+        deviation[first : first + length] = np.nan
+    found = fitted(deviation, np.ones((1, 1), dtype=bool))
+    np.testing.assert_allclose(found, whole, atol=0.05)
 
 
 def test_a_sensor_that_never_varies_has_no_part() -> None:
@@ -169,3 +186,17 @@ def test_a_run_of_before_there_was_any_goes_on_without(tmp_path: Path) -> None:
     resumed = resume_experiment(experiment.folder, restore_model, None)
     assert not resumed.config.model.autoregression
     assert load_config(path, changes[:1]).model.autoregression
+
+
+def test_a_run_that_starts_from_weights_keeps_theirs(tmp_path: Path) -> None:
+    config = load_config(write_dataset(tmp_path), ["Model.variant=perceptron"])
+    first = start_experiment(config, tmp_path / "out", "first", build_model).trainer.model
+    first.get_buffer(COEFFICIENTS).add_(1)
+
+    def with_weights(*graphs: torch.Tensor, **arguments: Any) -> torch.nn.Module:
+        model = build_model(*graphs, **arguments)
+        model.load_state_dict(first.state_dict())
+        return model
+
+    second = start_experiment(config, tmp_path / "out", "second", with_weights).trainer.model
+    assert torch.equal(second.get_buffer(COEFFICIENTS), first.get_buffer(COEFFICIENTS))
