@@ -14,10 +14,11 @@ from lib.data import Calendar, Prepared
 from lib.usual_flow import UsualFlow
 
 LAG_MINUTES = 30
+# In units of a sensor's standard deviation:
 PENALTY = 0.14  # times the root of the number of rows
-ROUNDS = 5  # ten were measured to take 0.2 % from the error of forecasts, in twice the time
 FIRST_NORM, LEAST_NORM = 0.1, 1e-3  # of a neighbour's coefficients, which are mostly below 1
 LEAST_MISS = 0.3  # up to it a miss counts by its square, beyond it by its size
+ROUNDS = 5  # ten were measured to take 0.2 % from the error of forecasts, in twice the time
 
 
 def autoregression_lags(steps_per_day: int) -> int:
