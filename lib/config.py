@@ -31,7 +31,7 @@ UNUSED_KEYS = {
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
     "Model": ("readout", "residual"),
 }
-BEFORE = "Model.autoregression=off"  # of runs that do not name it
+WITHOUT_AUTOREGRESSION = "Model.autoregression=off"  # as runs were before there was one: they do not name it
 
 
 # ---------------------------------------------------------------------------------------------- kinds of values
@@ -489,7 +489,9 @@ def parse_settings(text: str, path: Path) -> Config:
     """
     config = parse_config(text, path)
     named = any(line.startswith("autoregression") for line in text.splitlines())
-    return config if named or not config.model.knows_autoregression else parse_config(text, path, [BEFORE])
+    if named or not config.model.knows_autoregression:
+        return config
+    return parse_config(text, path, [WITHOUT_AUTOREGRESSION])
 
 
 def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:
