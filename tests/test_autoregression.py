@@ -37,6 +37,10 @@ def fitted(deviation: np.ndarray, near: np.ndarray = NEAR, steps_per_day: int = 
     return graph_autoregression(prepared, usual, near, Calendar(steps_per_day))
 
 
+def fitted_rows(deviation: np.ndarray, steps_per_day: int = DAY) -> np.ndarray:
+    return deviation[steps_per_day : prepared_of(deviation)[0].training_rows]
+
+
 def simulated(coefficients: np.ndarray, steps: int = 3000, noise: float = 3.0, seed: int = 0) -> np.ndarray:
     """Return deviations (T, N) that follow an autoregression with double exponential noise."""
     lags, sensors, _ = coefficients.shape
@@ -76,7 +80,7 @@ def test_incidents_do_not_decide() -> None:
     deviation = simulated(along_a_road())
     clean = fitted(deviation)
     deviation[np.random.default_rng(1).integers(500, 1500, size=20), 2] += 400
-    training = deviation[: prepared_of(deviation)[0].training_rows]
+    training = fitted_rows(deviation)
     least_squares = np.linalg.lstsq(training[:-1], training[1:, 2], rcond=None)[0]
     # What the sensor before it tells of sensor 2; that the sensor itself stays where it is, is not true any more.
     robust_shift, plain_shift = fitted(deviation)[0, 1, 2] - clean[0, 1, 2], least_squares[1] - clean[0, 1, 2]
@@ -94,12 +98,22 @@ def test_units_do_not_matter(factor: float) -> None:
     np.testing.assert_allclose(fitted(scaled), expected, atol=2e-3 * max(factor, 1 / factor))
 
 
-def test_it_looks_at_training_rows_alone() -> None:
+def test_it_looks_at_training_rows_after_the_first_day_alone() -> None:
     prepared, usual = prepared_of(simulated(along_a_road(), steps=600))
-    flow = prepared.flow.copy()
-    flow[prepared.training_rows :] += 50
-    later = graph_autoregression(replace(prepared, flow=flow), usual, NEAR, Calendar(DAY))
-    np.testing.assert_array_equal(later, graph_autoregression(prepared, usual, NEAR, Calendar(DAY)))
+    fit = graph_autoregression(prepared, usual, NEAR, Calendar(DAY))
+    counted = slice(DAY, prepared.training_rows)
+    flow = prepared.flow + 50
+    flow[counted] = prepared.flow[counted]
+    elsewhere = graph_autoregression(replace(prepared, flow=flow), usual, NEAR, Calendar(DAY))
+    np.testing.assert_array_equal(elsewhere, fit)
+    flow[counted] *= np.random.default_rng(4).uniform(0.5, 2, flow[counted].shape)
+    assert (graph_autoregression(replace(prepared, flow=flow), usual, NEAR, Calendar(DAY)) != fit).any()
+
+
+def test_a_series_of_a_day_has_none() -> None:
+    deviation = simulated(along_a_road(), steps=600)
+    assert len(fitted_rows(deviation, 600)) == 0
+    assert not fitted(deviation, steps_per_day=600).any()
 
 
 def standardised_misses(coefficients: np.ndarray, deviation: np.ndarray) -> np.ndarray:
@@ -120,7 +134,7 @@ def objective(coefficients: np.ndarray, deviation: np.ndarray, weight: np.ndarra
 
 def test_a_few_rounds_reach_the_least_sum_of_misses_and_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     deviation = simulated(along_a_road(3), steps=900)
-    training = deviation[: prepared_of(deviation)[0].training_rows]
+    training = fitted_rows(deviation, 3 * DAY)
     few = fitted(deviation, steps_per_day=3 * DAY)
     monkeypatch.setattr(lib.autoregression, "ROUNDS", 60)
     many = fitted(deviation, steps_per_day=3 * DAY)
