@@ -37,6 +37,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "enhanced-no-level": ("Model.variant=enhanced", "Model.level=off"),
     "enhanced-no-identity": ("Model.variant=enhanced", "Model.identity=off"),
     "enhanced-no-graph-means": ("Model.variant=enhanced", "Model.graph_means=off"),
+    "enhanced-no-past-days": ("Model.variant=enhanced", "Model.past_days=off"),
     "enhanced-no-encoder": ("Model.variant=perceptron",),
 }
 

@@ -31,7 +31,7 @@ UNUSED_KEYS = {
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
     "Model": ("readout", "residual"),
 }
-WITHOUT_AUTOREGRESSION = "Model.autoregression=off"  # as runs were before there was one: they do not name it
+LATER_PARTS = ("autoregression", "past_days")  # switches of [Model] that runs of before do not name, and had off
 
 
 # ---------------------------------------------------------------------------------------------- kinds of values
@@ -215,6 +215,7 @@ class ModelConfig:
     level: Switch = True  # of enhanced and perceptron: half of the forecast is of the level itself
     identity: Switch = True  # of enhanced and perceptron: they know sensor, time of day and day of the week
     graph_means: Switch = True  # of enhanced and perceptron: sensors see the mean of all, of similar and of near ones
+    past_days: Switch = True  # of enhanced and perceptron: they see the hour to forecast on the days of the input
     history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
 
     @property
@@ -226,6 +227,11 @@ class ModelConfig:
     def knows_autoregression(self) -> bool:
         """Whether the model corrects a linear autoregression (`lib.autoregression`), which is of the deviation."""
         return self.autoregression and self.knows_usual
+
+    @property
+    def knows_past_days(self) -> bool:
+        """Whether the model sees the hour to forecast on the days and weeks of the input."""
+        return self.past_days and self.variant in DEVIATION_VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +334,7 @@ OWN_SETTINGS = {
     "level": DEVIATION_VARIANTS,
     "identity": DEVIATION_VARIANTS,
     "graph_means": DEVIATION_VARIANTS,
+    "past_days": DEVIATION_VARIANTS,
     "time_gate": ("described", "released"),
     "history_steps": ("stid",),
 }
@@ -488,10 +495,9 @@ def parse_settings(text: str, path: Path) -> Config:
         InputError: as `parse_config`.
     """
     config = parse_config(text, path)
-    named = any(line.startswith("autoregression") for line in text.splitlines())
-    if named or not config.model.knows_autoregression:
-        return config
-    return parse_config(text, path, [WITHOUT_AUTOREGRESSION])
+    named = {line.partition("=")[0].strip() for line in text.splitlines()}
+    without = [part for part in LATER_PARTS if part not in named and getattr(config.model, f"knows_{part}")]
+    return parse_config(text, path, [f"Model.{part}=off" for part in without]) if without else config
 
 
 def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -2,7 +2,8 @@
 
 series (B, N, L) -> patches -> large kernels -> encoder -> memory (B, N, M, C), as in the paper
 last hour less what is usual -> linear autoregression on the topology graph -> what is to be corrected (B, N, P)
-memory, last hour, what is usual, who and when -> one token a sensor (B, N, D) -> perceptrons -> forecast (B, N, P)
+memory, last hour, the hour to forecast on past days, what is usual, who and when -> one token a sensor (B, N, D)
+token -> perceptrons -> forecast (B, N, P)
 """
 
 from typing import Any
@@ -82,7 +83,7 @@ class HorizonDecoder(nn.Module):
         width: D, of a sensor's token.
         memory_channels: width of a sensor's whole memory, M * C; 0 for a decoder without an encoder.
         dropout: rate within a perceptron.
-        deviation, autoregression_lags, level, identity, graph_means: the additions, see `EnhancedDTGLKNet`.
+        deviation, autoregression_lags, level, identity, graph_means, past_days: the additions, see `EnhancedDTGLKNet`.
         layers: perceptrons of each way.
     """
 
@@ -103,17 +104,19 @@ class HorizonDecoder(nn.Module):
         level: bool,
         identity: bool,
         graph_means: bool,
+        past_days: int,
         layers: int = 3,
     ) -> None:
         super().__init__()
         sensors, self.hour = len(similarity_mask), steps_per_day // 24
         self.deviation, self.graph_means = deviation, graph_means
+        self.past_days, self.same_steps = past_days, min(self.hour, horizon)
         self.autoregression = (
             GraphAutoregression(sensors, autoregression_lags, horizon) if deviation and autoregression_lags else None
         )
         own = 2 * self.hour + horizon if deviation else self.hour
         expected = 0 if self.autoregression is None else horizon
-        means = GRAPHS * self.hour if graph_means else 0
+        others = past_days * self.same_steps + (GRAPHS * self.hour if graph_means else 0) + memory_channels
         sizes: dict[str, Any] = {
             "width": width,
             "horizon": horizon,
@@ -121,7 +124,7 @@ class HorizonDecoder(nn.Module):
             "dropout": dropout,
             "identity": identity,
         }
-        self.change = SensorPerceptron(sensors, steps_per_day, values=own + expected + means + memory_channels, **sizes)
+        self.change = SensorPerceptron(sensors, steps_per_day, values=own + expected + others, **sizes)
         self.level = SensorPerceptron(sensors, steps_per_day, values=self.hour, **sizes) if level else None
         # Not kept in checkpoints: they follow from the masks, which are.
         self.register_buffer("neighbour_weights", None, persistent=False)
@@ -173,13 +176,17 @@ class HorizonDecoder(nn.Module):
             usual_hour, base = usual.split([self.hour, usual.shape[-1] - self.hour], dim=-1)  # (B, N, h), (B, N, P)
             change = hour - usual_hour
             values += [change, base]
-            if self.autoregression is not None:
-                expected = self.autoregression(change)  # (B, N, P)
-                values.append(expected)
-                base = base + expected
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
             change = hour - base
+        if self.past_days:
+            hours = series[:, :, : self.past_days * self.hour].unflatten(2, (self.past_days, self.hour))
+            past = hours[..., : self.same_steps] - base[:, :, None, : self.same_steps]  # (B, N, days, h or P)
+            values.append(past.flatten(2))
+        if self.autoregression is not None:
+            expected = self.autoregression(change)  # (B, N, P)
+            values.append(expected)
+            base = base + expected
         if self.graph_means:
             means = self.neighbour_weights @ change.unsqueeze(1)  # (B, 3, N, h)
             values.append(means.transpose(1, 2).flatten(2))
@@ -202,6 +209,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
         level: the other half of the forecast is of the level itself, from the last hour alone.
         identity: embeddings of sensor, time of day and day of the week, before the large kernels and in the decoder.
         graph_means: the decoder also sees the mean last hour of all other sensors, of similar ones and of near ones.
+        past_days: on how many earlier days, the first hours of the input, the decoder sees the hour to forecast.
         time_gate: is of the paper's decoder, not used.
         others: the arguments of the encoder.
     """
@@ -223,6 +231,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
         level: bool = True,
         identity: bool = True,
         graph_means: bool = True,
+        past_days: int = 0,
         time_gate: bool = True,
         **others: Any,
     ) -> None:
@@ -252,6 +261,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             level=level,
             identity=identity,
             graph_means=graph_means,
+            past_days=past_days,
         )
 
     def arrange_graphs(self) -> None:
@@ -284,7 +294,7 @@ class DeviationPerceptron(nn.Module):
         similarity_mask, topology_mask: (N, N), as in the other variants.
         laplacian_encoding: is kept for those who look at checkpoints, not used.
         horizon, steps_per_day, channels, dropout: as in `EnhancedDTGLKNet`.
-        deviation, autoregression_lags, level, identity, graph_means: as in `EnhancedDTGLKNet`.
+        deviation, autoregression_lags, level, identity, graph_means, past_days: as in `EnhancedDTGLKNet`.
     """
 
     similarity_mask: Tensor
@@ -305,6 +315,7 @@ class DeviationPerceptron(nn.Module):
         level: bool = True,
         identity: bool = True,
         graph_means: bool = True,
+        past_days: int = 0,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -324,6 +335,7 @@ class DeviationPerceptron(nn.Module):
             level=level,
             identity=identity,
             graph_means=graph_means,
+            past_days=past_days,
         )
         self.register_load_state_dict_post_hook(
             lambda module, _keys: module.decoder.arrange(module.similarity_mask, module.topology_mask)

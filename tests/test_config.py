@@ -10,7 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lib.config import SECTIONS, UNUSED_KEYS, Config, Switch, TrainingConfig, kind_of, load_config, load_settings
+from lib.config import (
+    LATER_PARTS,
+    SECTIONS,
+    UNUSED_KEYS,
+    Config,
+    Switch,
+    TrainingConfig,
+    kind_of,
+    load_config,
+    load_settings,
+)
 from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT
 
@@ -488,14 +498,16 @@ def test_switches_are_on_or_off():
     assert kind_of(Switch | None).parse("on") is True
 
 
-def test_settings_of_a_run_are_without_what_came_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", LATER_PARTS)
+def test_settings_of_a_run_are_without_what_came_later(tmp_path: Path, part: str) -> None:
     perceptron = ["Model.variant=perceptron", "Data.start=2018-01-01"]
     path = tmp_path / "settings.ini"
-    # Only where there would be an autoregression today is a run of before another one than that.
-    for changes, alike in ((perceptron, False), ([*perceptron, "Model.deviation=off"], True), ([], True)):
+    # Only where there would be that part today is a run of before another one than that.
+    without = [*perceptron, "Model.deviation=off"]
+    for changes, alike in ((perceptron, False), (without, part == "autoregression"), ([], True)):
         config = load_config(PEMS04, changes)
         path.write_text(config.to_ini())
         assert load_settings(path) == config
-        path.write_text(config.to_ini().replace("autoregression = on\n", ""))
-        assert load_config(path).model.autoregression
-        assert (load_settings(path) == config) == load_settings(path).model.autoregression == alike
+        path.write_text(config.to_ini().replace(f"{part} = on\n", ""))
+        assert getattr(load_config(path).model, part)
+        assert (load_settings(path) == config) == getattr(load_settings(path).model, part) == alike

@@ -14,13 +14,21 @@ WEEK = 7 * DAY
 HOUR = DAY // 24
 SENSORS, HORIZON = 5, 3
 SIZES = {"input_steps": 12, "horizon": HORIZON, "patch_len": 4, "channels": 8, "layers": 1, "heads": 2}
-ARGUMENTS = {"steps_per_day": DAY, "large_kernels": (5,), "dropout": 0.0, "autoregression_lags": 2, **SIZES}
+ARGUMENTS = {
+    "steps_per_day": DAY,
+    "large_kernels": (5,),
+    "dropout": 0.0,
+    "autoregression_lags": 2,
+    "past_days": 2,
+    **SIZES,
+}
 OFF: tuple[dict[str, bool | int], ...] = (
     {"deviation": False},
     {"autoregression_lags": 0},
     {"level": False},
     {"identity": False},
     {"graph_means": False},
+    {"past_days": 0},
 )
 VARIANTS = ("enhanced", "perceptron")
 
@@ -129,6 +137,26 @@ def test_sensors_see_each_other_by_means_and_autoregression_alone_in_the_decoder
     assert reached(make_model("perceptron"), 0) == set(range(SENSORS))
     # By attention on the similarity graph, in its one layer.
     assert reached(make_model("enhanced", graph_means=False, autoregression_lags=0), 0) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("deviation", [True, False])
+@pytest.mark.parametrize("horizon", [1, HOUR, HORIZON])
+def test_it_sees_the_hour_to_forecast_on_past_days_against_the_usual(horizon: int, deviation: bool) -> None:
+    series, values, step_of_week, usual = inputs()
+    values, usual = values[:, :, :horizon], usual[:, :, : HOUR + horizon]
+
+    def forecast(model: nn.Module, input_: Tensor, usual_: Tensor) -> Tensor:
+        answer: Tensor = model(input_, values, step_of_week, usual_)
+        return answer
+
+    for days in (0, 1, 3):
+        model = make_model("perceptron", past_days=days, horizon=horizon, deviation=deviation, level=False)
+        changed = series.requires_grad_()
+        (gradient,) = torch.autograd.grad(forecast(model, changed, usual).sum(), changed)
+        seen = gradient[:, :, :-HOUR].abs().sum(dim=(0, 1)).reshape(-1, HOUR) > 0  # (hours, h)
+        expected = torch.zeros_like(seen)
+        expected[:days, :horizon] = True
+        assert torch.equal(seen, expected)
 
 
 def test_a_mean_is_over_the_others_that_a_mask_allows() -> None:
