@@ -69,18 +69,21 @@ def new_run_folder(folder: Path) -> Iterator[Path]:
         InputError: there is such a run already, or the folder cannot be made.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    taken = f"--name: found a run in {folder}, expected a new name, or --resume"
+    _refuse_taken(folder)
     try:
-        if folder.exists():
-            raise InputError(taken)
         partial.mkdir(parents=True)
         yield partial
         partial.rename(folder)  # fails when another run has just taken the name
     except OSError as error:
-        found = os.path.exists(folder)  # Path.exists raises on a name that is too long
-        raise InputError(taken if found else f"{folder}: cannot be made: {reason(error)}") from error
+        _refuse_taken(folder)
+        raise InputError(f"{folder}: cannot be made: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_taken(folder: Path) -> None:
+    if os.path.exists(folder):  # Path.exists raises on a name that is too long
+        raise InputError(f"--name: found a run in {folder}, expected a new name, or --resume")
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ def start_experiment(config: Config, root: Path, name: str | None, build_model: 
         InputError: any input is not as it should be; there is no folder then.
     """
     folder = root / config.data.dataset_name / run_name(config, name)
+    _refuse_taken(folder)  # before the minutes that a fit may take
     configure_cpu(config.runtime.threads)
     device = choose_device(config.runtime.device)
     links = links_for(config)
