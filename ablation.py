@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lib.command_line import ScriptParser
 from lib.comparison import FinishedRuns, Row, check_same_targets, group_row, read_runs, table_paths, write_tables
-from lib.config import load_config
+from lib.config import DEVIATION_VARIANTS, OWN_SETTINGS, load_config
 from lib.errors import InputError, nearest, run_script
 from lib.experiments import EXPERIMENTS, complete_run
 from lib.files import REPOSITORY_ROOT, check_writable
@@ -17,6 +17,16 @@ EXAMPLES = """examples:
 
 Interrupted, the same command goes on where it stopped. The first variant is what the others are compared with.
 """
+
+
+def without_each_part(variant: str) -> dict[str, tuple[str, ...]]:
+    """Return the changes to a variant that forecasts deviations, and to that without each of its own parts."""
+    chosen = f"Model.variant={variant}"
+    parts = [part for part, variants in OWN_SETTINGS.items() if variants == DEVIATION_VARIANTS]
+    without = {f"{variant}-no-{part.replace('_', '-')}": (chosen, f"Model.{part}=off") for part in parts}
+    return {variant: (chosen,), **without}
+
+
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "full": (),
     "regular-patches": ("Model.deformable_patches=off",),
@@ -31,14 +41,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "released-similarity": ("Graph.similarity=released",),
     "dtw-of-all-days": ("Graph.dtw_rows=all",),
     "released-code": ("Model.variant=released",),
-    "enhanced": ("Model.variant=enhanced",),
-    "enhanced-no-deviation": ("Model.variant=enhanced", "Model.deviation=off"),
-    "enhanced-no-autoregression": ("Model.variant=enhanced", "Model.autoregression=off"),
-    "enhanced-no-level": ("Model.variant=enhanced", "Model.level=off"),
-    "enhanced-no-identity": ("Model.variant=enhanced", "Model.identity=off"),
-    "enhanced-no-graph-means": ("Model.variant=enhanced", "Model.graph_means=off"),
-    "enhanced-no-past-days": ("Model.variant=enhanced", "Model.past_days=off"),
-    "enhanced-no-encoder": ("Model.variant=perceptron",),
+    **without_each_part("enhanced"),
+    **without_each_part("perceptron"),  # which is enhanced without the encoder
 }
 
 
@@ -54,13 +58,13 @@ def parse_arguments() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant, with seeds 1, 2, ... (default: 3)")
-    paper = [name for name in ABLATIONS if not name.startswith("enhanced")]
+    paper = [name for name in ABLATIONS if not name.startswith(DEVIATION_VARIANTS)]
     parser.add_argument(
         "--only",
         nargs="+",
         default=paper,
         metavar="VARIANT",
-        help=f"{', '.join(ABLATIONS)} (default: those of the paper, without enhanced...)",
+        help=f"{', '.join(ABLATIONS)} (default: those of the paper, without enhanced... and perceptron...)",
     )
     parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
     parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")
