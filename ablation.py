@@ -20,7 +20,7 @@ Interrupted, the same command goes on where it stopped. The first variant is wha
 
 
 def without_each_part(variant: str) -> dict[str, tuple[str, ...]]:
-    """Return the changes to a variant that forecasts deviations, and to that without each of its own parts."""
+    """Return the rows of a variant that forecasts deviations: the whole, and without each of its own parts."""
     chosen = f"Model.variant={variant}"
     parts = [part for part, variants in OWN_SETTINGS.items() if variants == DEVIATION_VARIANTS]
     without = {f"{variant}-no-{part.replace('_', '-')}": (chosen, f"Model.{part}=off") for part in parts}

@@ -1,7 +1,7 @@
 """Train DTG-LKNet, test its best weights, and write all results into a folder of their own."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,17 @@ def check_exportable(config: Config) -> None:
         )
 
 
+def other_network(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """Return how the network of a checkpoint of this project differs from one of these arguments, to be added."""
+    kept = checkpoint.get("model")
+    if not isinstance(kept, Mapping):
+        return ""
+    differing = [name for name, value in arguments.items() if kept.get(name) != value]
+    return "".join(
+        f"; its network has {name} {kept.get(name, 'not')}, this one {arguments[name]}" for name in differing
+    )
+
+
 def builder(weights: Path) -> Callable[..., nn.Module]:
     """Return what builds the model with the weights of a file, of this project or of the released code."""
 
@@ -118,7 +129,7 @@ def builder(weights: Path) -> Callable[..., nn.Module]:
         try:
             load_weights(model, checkpoint)
         except ValueError as error:
-            raise InputError(f"{weights}: {error}") from None
+            raise InputError(f"{weights}: {error}{other_network(checkpoint, arguments)}") from None
         if is_released(checkpoint):
             print(f"{weights}: a checkpoint of the released code, which lacks its Laplacian encoding: the one computed")
             print("here has another basis where eigenvalues are equal, so results may differ from those of its author")

@@ -39,8 +39,9 @@ def graph_autoregression(
     solved by ridge regressions with weights that are inverse to the misses and norms of the one before (Daubechies et
     al. 2010).
 
-    Fitted on the known values of the training rows after the first day, on which nothing is known to be usual; where
-    their inputs are missing, the last known value stands in for them. Where there are no such rows, all are 0.
+    Fitted on the known values of the training rows that come a day or more after a sensor's first one: before, nothing
+    is known to be usual of it, and its deviation counts as 0 for the others. Where inputs are missing, the last known
+    value stands in for them. Sensors without any such row have coefficients of 0.
 
     Args:
         prepared: the series.
@@ -54,17 +55,19 @@ def graph_autoregression(
     """
     sensors, lags = prepared.flow.shape[1], autoregression_lags(calendar.steps_per_day)
     rows = slice(calendar.steps_per_day, prepared.training_rows)
-    deviation = prepared.held[rows] - usual.series[rows]
+    known = ~np.isnan(prepared.truth)
+    seen = np.logical_or.accumulate(known)[: max(0, rows.stop - rows.start)]  # a day before
+    deviation = np.where(seen, prepared.held[rows] - usual.series[rows], 0)
     coefficients = np.zeros((lags, sensors, sensors), dtype=np.float32)
     if len(deviation) <= lags:
         return coefficients
     scale = deviation.std(axis=0, dtype=np.float64).astype(np.float32)
     scale[scale == 0] = 1
-    known = ~np.isnan(prepared.truth[rows][lags:])
+    counting = (seen & known[rows])[lags:]
     # By PyTorch, for NumPy's products take as many threads as they like, and their bits depend on the number.
     values = torch.from_numpy(deviation / scale)  # (rows, N)
     for sensor in tqdm(range(sensors), desc="autoregression", unit="sensor", disable=None, leave=False):
-        others, counted = np.flatnonzero(near[sensor]), torch.from_numpy(known[:, sensor])
+        others, counted = np.flatnonzero(near[sensor]), torch.from_numpy(counting[:, sensor])
         lagged = [values[lags - lag : len(values) - lag, others] for lag in range(1, lags + 1)]
         inputs = torch.cat(lagged, dim=1)[counted]  # (rows - lags or fewer, lags n)
         coefficients[:, others, sensor] = _robust_group_lasso(inputs, values[lags:, sensor][counted], lags).numpy()
@@ -74,7 +77,7 @@ def graph_autoregression(
 
 def _robust_group_lasso(inputs: Tensor, target: Tensor, lags: int) -> Tensor:
     """Return coefficients (lags, n) for inputs (rows, lags n) of n sensors, penalised as n groups."""
-    penalty = PENALTY * len(target) ** 0.5
+    penalty = PENALTY * max(1, len(target)) ** 0.5  # a sensor without any row is solvable too
     solved, weights = target.new_zeros(inputs.shape[1]), torch.ones_like(target)
     norms = torch.full((inputs.shape[1] // lags,), FIRST_NORM, dtype=torch.float64)
     for _ in range(ROUNDS):

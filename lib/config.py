@@ -215,7 +215,7 @@ class ModelConfig:
     level: Switch = True  # of enhanced and perceptron: half of the forecast is of the level itself
     identity: Switch = True  # of enhanced and perceptron: they know sensor, time of day and day of the week
     graph_means: Switch = True  # of enhanced and perceptron: sensors see the mean of all, of similar and of near ones
-    past_days: Switch = True  # of enhanced and perceptron: they see the hour to forecast on the days of the input
+    past_days: Switch = True  # of enhanced and perceptron: they see the hour to forecast on past days and weeks
     history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
 
     @property
@@ -495,7 +495,7 @@ def parse_settings(text: str, path: Path) -> Config:
         InputError: as `parse_config`.
     """
     config = parse_config(text, path)
-    named = {line.partition("=")[0].strip() for line in text.splitlines()}
+    named = _read_sections(text, path, []).get("Model", {})
     without = [part for part in LATER_PARTS if part not in named and getattr(config.model, f"knows_{part}")]
     return parse_config(text, path, [f"Model.{part}=off" for part in without]) if without else config
 

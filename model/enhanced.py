@@ -114,9 +114,9 @@ class HorizonDecoder(nn.Module):
         self.autoregression = (
             GraphAutoregression(sensors, autoregression_lags, horizon) if deviation and autoregression_lags else None
         )
-        own = 2 * self.hour + horizon if deviation else self.hour
+        own = (2 * self.hour + horizon if deviation else self.hour) + past_days * self.same_steps
         expected = 0 if self.autoregression is None else horizon
-        others = past_days * self.same_steps + (GRAPHS * self.hour if graph_means else 0) + memory_channels
+        means = GRAPHS * self.hour if graph_means else 0
         sizes: dict[str, Any] = {
             "width": width,
             "horizon": horizon,
@@ -124,7 +124,7 @@ class HorizonDecoder(nn.Module):
             "dropout": dropout,
             "identity": identity,
         }
-        self.change = SensorPerceptron(sensors, steps_per_day, values=own + expected + others, **sizes)
+        self.change = SensorPerceptron(sensors, steps_per_day, values=own + expected + means + memory_channels, **sizes)
         self.level = SensorPerceptron(sensors, steps_per_day, values=self.hour, **sizes) if level else None
         # Not kept in checkpoints: they follow from the masks, which are.
         self.register_buffer("neighbour_weights", None, persistent=False)
@@ -209,7 +209,8 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
         level: the other half of the forecast is of the level itself, from the last hour alone.
         identity: embeddings of sensor, time of day and day of the week, before the large kernels and in the decoder.
         graph_means: the decoder also sees the mean last hour of all other sensors, of similar ones and of near ones.
-        past_days: on how many earlier days, the first hours of the input, the decoder sees the hour to forecast.
+        past_days: how many of the hours that the input begins with, those of the forecast's first hour on earlier weeks
+            and days, the decoder sees, each less its base.
         time_gate: is of the paper's decoder, not used.
         others: the arguments of the encoder.
     """

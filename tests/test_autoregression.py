@@ -110,10 +110,38 @@ def test_it_looks_at_training_rows_after_the_first_day_alone() -> None:
     assert (graph_autoregression(replace(prepared, flow=flow), usual, NEAR, Calendar(DAY)) != fit).any()
 
 
-def test_a_series_of_a_day_has_none() -> None:
+@pytest.mark.parametrize("rows", [0, 1, 5, 8])
+def test_a_series_of_little_more_than_a_day_has_hardly_any(rows: int) -> None:
     deviation = simulated(along_a_road(), steps=600)
-    assert len(fitted_rows(deviation, 600)) == 0
-    assert not fitted(deviation, steps_per_day=600).any()
+    steps_per_day = len(fitted_rows(deviation, 0)) - rows
+    lags = autoregression_lags(steps_per_day)
+    assert lags == 7
+    found = fitted(deviation, steps_per_day=steps_per_day)
+    assert np.isfinite(found).all()
+    assert found.any() == (rows > lags)
+
+
+def test_what_comes_before_the_usual_is_known_does_not_count() -> None:
+    """Where a sensor's values begin later, so does what is usual of it; with none at all, it has no part."""
+    deviation = simulated(along_a_road())
+    begin = 500
+    deviation[:begin, 2] = np.nan
+    late, usual = prepared_of(deviation)
+    fit = graph_autoregression(late, usual, NEAR, Calendar(DAY))
+    misleading = usual.series.copy()
+    misleading[: begin + DAY, 2] -= 1000
+    np.testing.assert_array_equal(
+        graph_autoregression(late, replace(usual, series=misleading), NEAR, Calendar(DAY)), fit
+    )
+    misleading[begin + DAY, 2] -= 1000
+    assert (graph_autoregression(late, replace(usual, series=misleading), NEAR, Calendar(DAY)) != fit).any()
+    np.testing.assert_allclose(fit[:, NEAR], along_a_road()[:, NEAR], atol=0.06)
+
+    deviation[DAY:, 2] = np.nan
+    deviation[:DAY, 2] = 1
+    without = fitted(deviation)
+    assert np.isfinite(without).all()
+    assert not without[:, :, 2].any()
 
 
 def standardised_misses(coefficients: np.ndarray, deviation: np.ndarray) -> np.ndarray:

@@ -511,3 +511,14 @@ def test_settings_of_a_run_are_without_what_came_later(tmp_path: Path, part: str
         path.write_text(config.to_ini().replace(f"{part} = on\n", ""))
         assert getattr(load_config(path).model, part)
         assert (load_settings(path) == config) == getattr(load_settings(path).model, part) == alike
+
+
+def test_settings_of_a_run_may_be_without_several_parts(tmp_path: Path) -> None:
+    config = load_config(PEMS04, ["Model.variant=perceptron", "Data.start=2018-01-01"])
+    path = tmp_path / "settings.ini"
+    text = "".join(line for line in config.to_ini().splitlines(True) if not line.startswith(LATER_PARTS))
+    path.write_text(text)
+    assert not any(getattr(load_settings(path).model, part) for part in LATER_PARTS)
+    path.write_text(text.replace("[Model]", "[Model]\nPAST_DAYS: on"))
+    assert load_settings(path).model.past_days
+    assert not load_settings(path).model.autoregression

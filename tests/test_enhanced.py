@@ -1,13 +1,18 @@
 """What the enhanced variant adds, each of which can be left out: the usual, identity, means over graphs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lib.config import load_config
+from lib.experiments import start_experiment
 from model.build import build_model, restore_model
 from model.enhanced import neighbour_weights
 from model.graph_autoregression import GraphAutoregression
 from model.sensor_time import SensorTimeTable, SensorTimeWaves
+from tests.conftest import tiny_series, write_dataset
 
 DAY = 48
 WEEK = 7 * DAY
@@ -139,24 +144,39 @@ def test_sensors_see_each_other_by_means_and_autoregression_alone_in_the_decoder
     assert reached(make_model("enhanced", graph_means=False, autoregression_lags=0), 0) == {0, 1, 2}
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("deviation", [True, False])
 @pytest.mark.parametrize("horizon", [1, HOUR, HORIZON])
-def test_it_sees_the_hour_to_forecast_on_past_days_against_the_usual(horizon: int, deviation: bool) -> None:
+@pytest.mark.parametrize("days", [0, 1, 3])
+def test_it_sees_the_hour_to_forecast_on_past_days_less_its_base(horizon: int, deviation: bool, days: int) -> None:
     series, values, step_of_week, usual = inputs()
-    values, usual = values[:, :, :horizon], usual[:, :, : HOUR + horizon]
+    own_alone = {"autoregression_lags": 0, "graph_means": False}
+    model = make_model("perceptron", past_days=days, horizon=horizon, deviation=deviation, **own_alone)
+    read: list[Tensor] = []
+    model.decoder.change.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
+    model(series, values[:, :, :horizon], step_of_week, usual[:, :, : HOUR + horizon])
+    steps = min(HOUR, horizon)
+    base = usual[:, :, HOUR : HOUR + steps] if deviation else series[:, :, -1:]
+    past = [series[:, :, day * HOUR : day * HOUR + steps] - base for day in range(days)]
+    others = HOUR + (HOUR + horizon if deviation else 0)
+    assert torch.equal(read[0][:, :, others:], torch.cat([series[:, :, :0], *past], dim=-1))
 
-    def forecast(model: nn.Module, input_: Tensor, usual_: Tensor) -> Tensor:
-        answer: Tensor = model(input_, values, step_of_week, usual_)
-        return answer
 
-    for days in (0, 1, 3):
-        model = make_model("perceptron", past_days=days, horizon=horizon, deviation=deviation, level=False)
-        changed = series.requires_grad_()
-        (gradient,) = torch.autograd.grad(forecast(model, changed, usual).sum(), changed)
-        seen = gradient[:, :, :-HOUR].abs().sum(dim=(0, 1)).reshape(-1, HOUR) > 0  # (hours, h)
-        expected = torch.zeros_like(seen)
-        expected[:days, :horizon] = True
-        assert torch.equal(seen, expected)
+def test_past_days_are_the_weeks_and_days_of_the_input(tmp_path: Path) -> None:
+    hours, horizon, points_per_hour = 2, 3, 2
+    path = write_dataset(
+        tmp_path, tiny_series(20), weeks=1, days=2, hours=hours, horizon=horizon, points_per_hour=points_per_hour
+    )
+    for switch, days in (("on", 3), ("off", 0)):
+        config = load_config(path, ["Model.variant=perceptron", f"Model.past_days={switch}"])
+        experiment = start_experiment(config, tmp_path / "out", switch, build_model)
+        assert experiment.trainer.model.decoder.past_days == days  # type: ignore[union-attr]
+    windows = experiment.trainer.windows
+    start = experiment.prepared.label_starts["test"][:1]
+    series = windows.batch(torch.from_numpy(start)).series  # (1, N, L)
+    back = [7 * DAY, 2 * DAY, DAY]
+    expected = torch.cat([windows.scaled[start[0] - steps :][:points_per_hour] for steps in back])
+    assert torch.equal(series[0, :, : 3 * points_per_hour], expected.T)
 
 
 def test_a_mean_is_over_the_others_that_a_mask_allows() -> None:

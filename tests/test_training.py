@@ -165,8 +165,10 @@ def test_a_run_is_there_whole_or_not(make_dataset: DatasetMaker, tmp_path: Path)
             start(config, tmp_path / "out")
     assert list((tmp_path / "out" / "TINY").iterdir()) == []
     start(config, tmp_path / "out")
-    with pytest.raises(InputError, match="found a run in"):
-        start(config, tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patched:  # before anything takes time
+        patched.setattr("lib.experiments.prepared_for", lambda _: pytest.fail("the name is taken"))
+        with pytest.raises(InputError, match="found a run in"):
+            start(config, tmp_path / "out")
 
 
 def test_the_second_stage_starts_from_the_best_weights_of_the_first(make_dataset: DatasetMaker, tmp_path: Path) -> None:
