@@ -1,13 +1,13 @@
 """Train DTG-LKNet, test its best weights, and write all results into a folder of their own."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lib.checkpoints import BEST, LAST, load_checkpoint, load_tensors, save_tensors
+from lib.checkpoints import BEST, LAST, load_checkpoint, load_tensors, other_network, save_tensors
 from lib.command_line import ScriptParser
 from lib.config import Config, load_config
 from lib.errors import InputError, run_script
@@ -108,17 +108,6 @@ def check_exportable(config: Config) -> None:
         raise InputError(
             f"--export: found variant {variant}, expected described or released, whose code the file is for"
         )
-
-
-def other_network(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """Return how the network of a checkpoint of this project differs from one of these arguments, to be added."""
-    kept = checkpoint.get("model")
-    if not isinstance(kept, Mapping):
-        return ""
-    differing = [name for name, value in arguments.items() if kept.get(name) != value]
-    return "".join(
-        f"; its network has {name} {kept.get(name, 'not')}, this one {arguments[name]}" for name in differing
-    )
 
 
 def builder(weights: Path) -> Callable[..., nn.Module]:

@@ -109,3 +109,14 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def other_network(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """Return how the network of a checkpoint of this project differs from one of these arguments, to be added."""
+    kept = checkpoint.get("model")
+    if not isinstance(kept, Mapping):
+        return ""
+    differing = [name for name, value in arguments.items() if kept.get(name) != value]
+    return "".join(
+        f"; its network has {name} {kept.get(name, 'not')}, this one {arguments[name]}" for name in differing
+    )
