@@ -6,6 +6,7 @@ memory, last hour, the hour to forecast on past days, what is usual, who and whe
 token -> perceptrons -> forecast (B, N, P)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from model.perceptron import ResidualPerceptron
 from model.sensor_time import SensorTimeWaves
 
 GRAPHS = 3  # all sensors, the similar ones, the near ones
+
+Encoder = Callable[[Tensor, Tensor], Tensor]  # from series (B, N, L) and step of the week (B,) to memory (B, N, M, C)
 
 
 def neighbour_weights(allowed: Tensor) -> Tensor:
@@ -137,28 +140,25 @@ class HorizonDecoder(nn.Module):
         masks = (torch.ones_like(similarity_mask), similarity_mask, topology_mask)
         self.neighbour_weights = torch.stack([neighbour_weights(mask) for mask in masks])  # (3, N, N)
 
-    def forward(self, series: Tensor, memory: Tensor | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
-        """Forecast (B, N, P) from the series (B, N, L), its memory (B, N, M, C), the time (B,) and the usual values.
+    def forward(self, series: Tensor, encode: Encoder | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
+        """Forecast (B, N, P) from the series (B, N, L), its memory, the time (B,) and the usual values.
 
-        `usual` (B, N, h + P) are those of the last hour and of the horizon.
+        `usual` (B, N, h + P) are those of the last hour and of the horizon. The memory is what `encode` makes of the
+        samples that are forecast by their deviation.
         """
         if self.level is None:
-            return self.by_deviation(series, memory, step_of_week, usual)
+            return self.by_deviation(series, encode, step_of_week, usual)
         if not self.training:
-            deviation = self.by_deviation(series, memory, step_of_week, usual)
+            deviation = self.by_deviation(series, encode, step_of_week, usual)
             return (self.by_level(series, step_of_week) + deviation) / 2
-        # Half of the samples for each way: what a sample is not trained on needs no computing.
+        # Half of the samples for each way: what a sample is not trained on needs no computing, nor encoding.
         samples = len(series)
         order = torch.randperm(samples, device=series.device)
         half = (samples + int(torch.randint(2, ()))) // 2  # the larger half of an odd number falls to either by chance
         one, other = order[:half], order[half:]
         level = self.by_level(series[one], step_of_week[one])
-        deviation = self.by_deviation(
-            series[other],
-            None if memory is None else memory[other],
-            step_of_week[other],
-            None if usual is None else usual[other],
-        )
+        usual_of_other = None if usual is None else usual[other]
+        deviation = self.by_deviation(series[other], encode, step_of_week[other], usual_of_other)
         return torch.cat([level, deviation])[order.argsort()]
 
     def by_level(self, series: Tensor, step_of_week: Tensor) -> Tensor:
@@ -167,7 +167,9 @@ class HorizonDecoder(nn.Module):
         level: Tensor = self.level(series[:, :, -self.hour :], step_of_week)
         return level
 
-    def by_deviation(self, series: Tensor, memory: Tensor | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
+    def by_deviation(
+        self, series: Tensor, encode: Encoder | None, step_of_week: Tensor, usual: Tensor | None
+    ) -> Tensor:
         """Forecast (B, N, P) as a base and what it misses: what is usual, and how that deviates; or the last value."""
         hour = series[:, :, -self.hour :]  # (B, N, h)
         values = [hour]
@@ -190,8 +192,8 @@ class HorizonDecoder(nn.Module):
         if self.graph_means:
             means = self.neighbour_weights @ change.unsqueeze(1)  # (B, 3, N, h)
             values.append(means.transpose(1, 2).flatten(2))
-        if memory is not None:
-            values.append(memory.flatten(2))
+        if encode is not None:
+            values.append(encode(series, step_of_week).flatten(2))
         forecast: Tensor = base + self.change(torch.cat(values, dim=-1), step_of_week)  # (B, N, P)
         return forecast
 
@@ -285,7 +287,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
     def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P) all steps at once from the series (B, N, L), whose last value the start value is."""
         del start
-        return self.decoder(series, self.encode(series, step_of_week), step_of_week, usual)
+        return self.decoder(series, self.encode, step_of_week, usual)
 
 
 class DeviationPerceptron(nn.Module):

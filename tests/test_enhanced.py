@@ -110,8 +110,8 @@ def test_time_matters_where_there_is_identity(variant: str) -> None:
 def test_it_is_the_mean_of_two_forecasts_of_which_training_takes_one(variant: str, samples: int) -> None:
     model, (series, values, step_of_week, usual) = make_model(variant), (part[:samples] for part in inputs())
     decoder = model.decoder
-    memory = model.encode(series, step_of_week) if variant == "enhanced" else None
-    level, deviation = decoder.by_level(series, step_of_week), decoder.by_deviation(series, memory, step_of_week, usual)
+    encode = model.encode if variant == "enhanced" else None
+    level, deviation = decoder.by_level(series, step_of_week), decoder.by_deviation(series, encode, step_of_week, usual)
     assert torch.equal(model(series, values, step_of_week, usual), (level + deviation) / 2)
     decoder.train()  # without the encoder, whose BatchNorm sees a batch otherwise then
     torch.manual_seed(0)
@@ -124,6 +124,21 @@ def test_it_is_the_mean_of_two_forecasts_of_which_training_takes_one(variant: st
     assert is_level.float().mean(dim=0).max() < 0.75
     if samples == 2:  # one half each
         assert (is_level.sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_training_encodes_what_is_forecast_by_its_deviation_alone(samples: int) -> None:
+    model, (series, values, step_of_week, usual) = make_model("enhanced"), (part[:samples] for part in inputs())
+    encoded = []
+    model.encoder[0].register_forward_hook(lambda _module, _inputs, tokens: encoded.append(len(tokens)))
+    for training in (True, False):
+        model.train(training)
+        encoded.clear()
+        for _ in range(20):
+            model(series, values, step_of_week, usual).sum().backward()
+        assert set(encoded) == ({samples // 2, (samples + 1) // 2} if training else {samples})
+    state = [*model.buffers(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+    assert all(torch.isfinite(tensor).all() for tensor in state)  # an empty half leaves no trace in BatchNorm
 
 
 def reached(model: nn.Module, sensor: int) -> set[int]:
