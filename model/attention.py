@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention_blocks import AttentionBlocks, attend
+from model.attention_blocks import AttentionBlocks
 from model.scaled_dot_product import scaled_dot_product
 
 
@@ -101,12 +101,13 @@ class SpatialAttention(nn.Module):
 
     def attend(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
         """Return the attended values of `x` (B, N, M, C), heads side by side: (B, N, M, C)."""
-        query, key, value = self.query_key_value(x).chunk(3, dim=-1)
+        B, N, M, C = x.shape
+        parts = self.query_key_value(x).view(B, N, M, 3, self.heads, C // self.heads)
+        # Tokens attend apart as heads do: to attention they are heads.
+        query, key, value = parts.permute(3, 0, 2, 4, 1, 5).flatten(2, 3).unbind()  # (B, M heads, N, d)
         dropout = self.dropout if self.training else 0.0
-        if graph is None:
-            return attend(query, key, value, self.heads, None, dropout)
-        y: Tensor = graph(query, key, value, self.heads, dropout)
-        return y
+        y = scaled_dot_product(query, key, value, None, dropout) if graph is None else graph(query, key, value, dropout)
+        return y.transpose(1, 2).reshape(B, N, M, C)
 
     def forward(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
         """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask of a graph; None allows everything."""

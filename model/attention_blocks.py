@@ -17,27 +17,6 @@ OVERHEAD = 8  # gathering a key for a block costs about as much as this many sco
 WORTH = 0.5  # blocks are used when they cost less than this share of dense attention
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, dropout: float) -> Tensor:
-    """Let sensors attend to sensors, at each token apart.
-
-    Args:
-        query: (B, N, M, C).
-        key, value: (B, K, M, C).
-        heads: attention heads; divides C.
-        mask: (N, K) or (B, 1, N, K), as `scaled_dot_product` has it.
-        dropout: rate on the attention weights.
-
-    Returns:
-        (B, N, M, C).
-    """
-    B, N, M, C = query.shape
-    query, key, value = (
-        x.reshape(B, x.shape[1], M * heads, C // heads).transpose(1, 2) for x in (query, key, value)
-    )  # (B, M heads, N or K, d)
-    y = scaled_dot_product(query, key, value, mask, dropout)  # (B, M heads, N, d)
-    return y.transpose(1, 2).reshape(B, N, M, C)
-
-
 class AttentionBlocks(nn.Module):
     """A mask cut into blocks: G blocks of S sensors, each with the U sensors that any of them may look at.
 
@@ -91,19 +70,17 @@ class AttentionBlocks(nn.Module):
         self.block_mask = torch.zeros(block_allowed.shape, device=allowed.device)  # (G, S, U)
         self.block_mask[torch.from_numpy(~block_allowed)] = -torch.inf
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float) -> Tensor:
-        """Let all sensors attend under the mask: all of (B, N, M, C)."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """Let sensors attend to sensors under the mask, with dropout on the weights: all of (B, heads, N, d)."""
         if not self.is_cut:
-            return attend(query, key, value, heads, self.allowed, dropout)
-        B = len(query)
+            return scaled_dot_product(query, key, value, self.allowed, dropout)
+        B, heads = query.shape[:2]
         G, S, U = self.block_mask.shape
-        query = query.index_select(1, self.queries).unflatten(1, (G, S)).flatten(0, 1)  # (B G, S, M, C)
-        key, value = (
-            x.index_select(1, self.keys).unflatten(1, (G, U)).flatten(0, 1) for x in (key, value)
-        )  # (B G, U, M, C)
-        mask = self.block_mask.expand(B, G, S, U).reshape(B * G, 1, S, U)
-        y = attend(query, key, value, heads, mask, dropout)
-        return y.unflatten(0, (B, G)).flatten(1, 2).index_select(1, self.places)
+        query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B heads, N, d)
+        query = query.index_select(1, self.queries).unflatten(1, (G, S))  # (B heads, G, S, d)
+        key, value = (x.index_select(1, self.keys).unflatten(1, (G, U)) for x in (key, value))  # (B heads, G, U, d)
+        y = scaled_dot_product(query, key, value, self.block_mask, dropout)  # (B heads, G, S, d)
+        return y.flatten(1, 2).index_select(1, self.places).unflatten(0, (B, heads))
 
 
 Block = tuple[NDArray[np.int64], NDArray[np.int64]]  # its sensors, and all that any of them may look at

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.attention_blocks import BLOCK_SIZES, AttentionBlocks, attend, partition
+from model.attention_blocks import BLOCK_SIZES, AttentionBlocks, partition
 from model.build import build_model, restore_model
+from model.scaled_dot_product import scaled_dot_product
 
 
 def ring(sensors: int, reach: int) -> NDArray[np.bool_]:
@@ -43,7 +44,7 @@ def allowed(request: pytest.FixtureRequest) -> NDArray[np.bool_]:
 
 def inputs(sensors: int) -> list[Tensor]:
     torch.manual_seed(sensors)
-    return [torch.randn(2, sensors, 3, 8, requires_grad=True) for _ in range(3)]
+    return [torch.randn(2, 12, sensors, 2, requires_grad=True) for _ in range(3)]
 
 
 def test_attention_and_gradients_equal_those_of_dense_attention(allowed: NDArray[np.bool_]) -> None:
@@ -51,7 +52,7 @@ def test_attention_and_gradients_equal_those_of_dense_attention(allowed: NDArray
     query, key, value = inputs(len(allowed))
     weight = torch.randn_like(query)
     results = []
-    for y in (graph(query, key, value, 4, 0.0), attend(query, key, value, 4, mask, 0.0)):
+    for y in (graph(query, key, value, 0.0), scaled_dot_product(query, key, value, mask, 0.0)):
         results.append([y, *torch.autograd.grad((weight * y).sum(), (query, key, value))])
     for in_blocks, dense in zip(*results, strict=True):
         torch.testing.assert_close(in_blocks, dense, atol=1e-5, rtol=1e-5)
