@@ -15,11 +15,13 @@ from lib.config import (
     SECTIONS,
     UNUSED_KEYS,
     Config,
+    ModelConfig,
     Switch,
     TrainingConfig,
     kind_of,
     load_config,
     load_settings,
+    parse_config,
 )
 from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT
@@ -117,6 +119,17 @@ def test_shipped_files_explain_every_key(path):
     keys = [line for line in path.read_text(encoding="utf-8").splitlines() if "=" in line]
     assert keys
     assert all(re.search(r"  # \w", line) for line in keys)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_name_every_part_that_can_be_left_out(path):
+    text = path.read_text(encoding="utf-8")
+    switches = [item.name for item in fields(ModelConfig) if item.default is True]
+    assert re.findall(r"(?m)^(\w+) = on ", text.partition("[Model]\n")[2]) == switches
+    assert load_config(path).model == ModelConfig()
+    for switch in switches:
+        changed = re.sub(rf"(?m)^{switch} = on ", f"{switch} = off ", text)
+        assert parse_config(changed, path).model == ModelConfig(**{switch: False})
 
 
 @pytest.mark.parametrize("name", EXPECTED)
