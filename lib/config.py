@@ -329,6 +329,12 @@ TIMED_VARIANTS = (*DEVIATION_VARIANTS, "stid")  # their forecasts depend on the 
 
 # Settings of [Model] that only some variants have.
 OWN_SETTINGS = {
+    "patch_len": ENCODER_VARIANTS,
+    "large_kernels": ENCODER_VARIANTS,
+    "deformable_patches": ENCODER_VARIANTS,
+    "large_branch": ENCODER_VARIANTS,
+    "small_branch": ENCODER_VARIANTS,
+    "laplacian_encoding": ENCODER_VARIANTS,
     "deviation": DEVIATION_VARIANTS,
     "autoregression": DEVIATION_VARIANTS,
     "level": DEVIATION_VARIANTS,
@@ -545,8 +551,7 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
         owners = OWN_SETTINGS.get(item.name, (variant,))
         if variant not in owners and values["Model", item.name] != item.default:
             notices.append(
-                f"{path}: [Model] {item.name} is ignored with variant = {variant}, "
-                f"it is of {' and '.join(owners)} alone"
+                f"{path}: [Model] {item.name} is ignored with variant = {variant}, it is of {', '.join(owners)} alone"
             )
     for key, rule in VARIANT_RULES[variant].items():
         if values["Graph", key] == "auto":

@@ -79,7 +79,8 @@ class AttentionBlocks(nn.Module):
         query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B heads, N, d)
         query = query.index_select(1, self.queries).unflatten(1, (G, S))  # (B heads, G, S, d)
         key, value = (x.index_select(1, self.keys).unflatten(1, (G, U)) for x in (key, value))  # (B heads, G, U, d)
-        y = scaled_dot_product(query, key, value, self.block_mask, dropout)  # (B heads, G, S, d)
+        mask = self.block_mask.unsqueeze(0)  # fused kernels take masks of two or four axes
+        y = scaled_dot_product(query, key, value, mask, dropout)  # (B heads, G, S, d)
         return y.flatten(1, 2).index_select(1, self.places).unflatten(0, (B, heads))
 
 

@@ -19,7 +19,7 @@ from model.sensor_time import SensorTimeWaves
 
 GRAPHS = 3  # all sensors, the similar ones, the near ones
 
-Encoder = Callable[[Tensor, Tensor], Tensor]  # from series (B, N, L) and step of the week (B,) to memory (B, N, M, C)
+Encode = Callable[[Tensor, Tensor], Tensor]  # from series (B, N, L) and step of the week (B,) to memory (B, N, M, C)
 
 
 def neighbour_weights(allowed: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class HorizonDecoder(nn.Module):
         masks = (torch.ones_like(similarity_mask), similarity_mask, topology_mask)
         self.neighbour_weights = torch.stack([neighbour_weights(mask) for mask in masks])  # (3, N, N)
 
-    def forward(self, series: Tensor, encode: Encoder | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
+    def forward(self, series: Tensor, encode: Encode | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
         """Forecast (B, N, P) from the series (B, N, L), its memory, the time (B,) and the usual values.
 
         `usual` (B, N, h + P) are those of the last hour and of the horizon. The memory is what `encode` makes of the
@@ -167,9 +167,7 @@ class HorizonDecoder(nn.Module):
         level: Tensor = self.level(series[:, :, -self.hour :], step_of_week)
         return level
 
-    def by_deviation(
-        self, series: Tensor, encode: Encoder | None, step_of_week: Tensor, usual: Tensor | None
-    ) -> Tensor:
+    def by_deviation(self, series: Tensor, encode: Encode | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
         """Forecast (B, N, P) as a base and what it misses: what is usual, and how that deviates; or the last value."""
         hour = series[:, :, -self.hour :]  # (B, N, h)
         values = [hour]

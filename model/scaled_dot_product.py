@@ -19,7 +19,7 @@ def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         mask: (..., queries, keys), true where a query may look, or numbers to add to the scores; None allows all.
         dropout: rate on the attention weights.
     """
-    if key.shape[-2] > FEW_KEYS:
+    if key.shape[-2] > FEW_KEYS and query.numel():  # not all fused kernels take a batch of nothing
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:

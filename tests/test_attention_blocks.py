@@ -7,10 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from model.attention_blocks import BLOCK_SIZES, AttentionBlocks, partition
 from model.build import build_model, restore_model
-from model.scaled_dot_product import scaled_dot_product
+from model.scaled_dot_product import FEW_KEYS, scaled_dot_product
 
 
 def ring(sensors: int, reach: int) -> NDArray[np.bool_]:
@@ -33,6 +34,8 @@ MASKS = {
     "scattered": scattered(90, 3),
     "a hub": ring(80, 1) | (np.arange(80) == 7) | (np.arange(80) == 7)[:, None],
     "dense": scattered(40, 20),
+    "wide": ring(600, 65),  # a block looks at more keys than few
+    "dense and wide": scattered(150, 75),
     "one sensor": np.ones((1, 1), dtype=bool),
 }
 
@@ -58,6 +61,15 @@ def test_attention_and_gradients_equal_those_of_dense_attention(allowed: NDArray
         torch.testing.assert_close(in_blocks, dense, atol=1e-5, rtol=1e-5)
 
 
+def test_wide_blocks_take_the_fused_kernel() -> None:
+    graph = AttentionBlocks(torch.from_numpy(MASKS["wide"]))
+    assert graph.block_mask.shape[2] > FEW_KEYS
+    query, key, value = inputs(600)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled, torch.no_grad():
+        graph(query, key, value, 0.0)
+    assert any("flash_attention" in event.key for event in profiled.key_averages())
+
+
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_blocks_hold_every_sensor_once_and_all_it_may_look_at(allowed: NDArray[np.bool_], size: int) -> None:
     blocks = partition(allowed, size)
@@ -71,8 +83,10 @@ def test_blocks_hold_every_sensor_once_and_all_it_may_look_at(allowed: NDArray[n
 def test_sparse_masks_are_cut_and_dense_ones_are_not() -> None:
     cut = {name: AttentionBlocks(torch.from_numpy(mask)).is_cut for name, mask in MASKS.items()}
     assert cut["ring"]
+    assert cut["wide"]
     assert cut["alone"]
     assert not cut["dense"]
+    assert not cut["dense and wide"]
     assert not cut["one sensor"]
 
 

@@ -428,17 +428,19 @@ def test_a_compiled_model_is_not_computed_again():
 
 
 def test_what_a_variant_ignores_is_said():
-    off = ["Model.time_gate=off", "Model.identity=off", "Model.history_steps=6"]
+    off = ["Model.large_branch=off", "Model.time_gate=off", "Model.identity=off", "Model.history_steps=6"]
     said = "[Model] {} is ignored with variant = {}, it is of {} alone".format
     assert load_config(PEMS04, off).notices == (
-        f"{PEMS04}: {said('identity', 'described', 'enhanced and perceptron')}",
+        f"{PEMS04}: {said('identity', 'described', 'enhanced, perceptron')}",
         f"{PEMS04}: {said('history_steps', 'described', 'stid')}",
     )
     enhanced = load_config(PEMS04, [*off, "Data.start=2018-01-01", "Model.variant=enhanced"])
     assert enhanced.notices == (
-        f"{PEMS04}: {said('time_gate', 'enhanced', 'described and released')}",
+        f"{PEMS04}: {said('time_gate', 'enhanced', 'described, released')}",
         f"{PEMS04}: {said('history_steps', 'enhanced', 'stid')}",
     )
+    perceptron = load_config(PEMS04, [*off, "Model.variant=perceptron"])
+    assert perceptron.notices[0] == f"{PEMS04}: {said('large_branch', 'perceptron', 'described, released, enhanced')}"
 
 
 def test_what_is_usual_comes_from_the_past():

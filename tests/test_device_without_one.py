@@ -1,6 +1,7 @@
 """What a GPU would notice, without one: tensors on the wrong device, and where the host would wait for the device.
 
-PyTorch's meta device knows of tensors all but their values. Like a GPU, it does not compute with what lies elsewhere.
+PyTorch's meta device knows of tensors all but their values. What it lets pass and a GPU would not, tensors of the host
+among its own, `Journeys` refuses. A tensor that is made of Python's numbers goes there unseen.
 """
 
 import traceback
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lib.config import load_config
 from lib.dtw import dtw_matrix
@@ -58,7 +60,14 @@ class Journeys(TorchDispatchMode):
                 self.waits.append(caller())
                 return torch.zeros(arguments[0].shape, dtype=options.get("dtype") or arguments[0].dtype)
             self.uploads.append(caller())
+        elif len({leaf.device for leaf in tree_leaves((arguments, options)) if is_array(leaf)}) > 1:
+            raise RuntimeError(f"{function}: found tensors on more than one device, expected all on one")
         return function(*arguments, **options)
+
+
+def is_array(leaf: object) -> bool:
+    """Return whether this is a tensor that has to be where others are, which a single number has not."""
+    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0
 
 
 def caller() -> str:
@@ -81,8 +90,11 @@ def trainer_there(path: Path, settings: list[str]) -> Trainer:
 
 def test_the_device_is_like_one() -> None:
     there, here = torch.ones(2, device=DEVICE), torch.ones(2)
-    with pytest.raises(RuntimeError, match="device"):
-        there + here
+    numbers = torch.zeros(2, dtype=torch.int64)
+    mixed = [lambda: there + here, lambda: there.add_(here), lambda: there.copy_(here), lambda: there[numbers]]
+    for mix in mixed:
+        with Journeys(), pytest.raises(RuntimeError, match="device"):
+            mix()
     with Journeys() as journeys:
         there.sum().item()
         there.cpu()
