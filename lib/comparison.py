@@ -287,7 +287,8 @@ def write_tables(
         f"{date.today()}. Runs made on {'; '.join(machines)}.",
         f"Errors on the test split, all horizons, in {flow_unit(data.points_per_hour)}: mean ± standard deviation over",
         f"seeds; the difference of the MAE to {reference.name}, with its 95 % bootstrap interval over test samples in",
-        "blocks of one horizon. Minutes are those of all epochs with their validation, mean over seeds.",
+        "blocks of one horizon. Parameters are those that training changes; minutes are those of all epochs with their",
+        "validation, mean over seeds. Neither holds the autoregression, which is fitted before.",
         "",
         tables,
     ]
