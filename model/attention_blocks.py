@@ -14,7 +14,7 @@ from model.scaled_dot_product import scaled_dot_product
 
 BLOCK_SIZES = (8, 16, 32)
 OVERHEAD = 8  # gathering a key for a block costs about as much as this many scores
-WORTH = 0.5  # blocks are used when they cost less than this share of dense attention
+WORTH = 0.6  # blocks are used when they cost less than this share of dense attention
 
 
 class AttentionBlocks(nn.Module):
