@@ -104,14 +104,22 @@ def _load_settings(folder: Path) -> Config:
     return load_settings(folder / SETTINGS)
 
 
-def _matching_prepared(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Prepared:
+def _what_it_was_trained_on(
+    config: Config, checkpoint: Mapping[str, Any], path: Path
+) -> tuple[Prepared, UsualFlow | None]:
     if checkpoint["model"] != model_arguments(config):
         raise InputError(f"{path}: found other settings than in {SETTINGS} beside it, expected the same")
     prepared = prepared_for(config)
     if checkpoint["data_fingerprint"] != prepared.source_fingerprint:
         series = config.data.graph_signal_matrix_filename
         raise InputError(f"{series}: found another series than {path} was trained on, expected the same file")
-    return prepared
+    usual, known = usual_for(config, prepared), checkpoint["usual_week"]
+    if usual is not None and (known is None or not np.allclose(usual.week, known, rtol=1e-4)):
+        raise InputError(
+            f"{path}: found another rule of what is usual, that of an earlier version, expected this one's: train the "
+            "run anew; predict.py forecasts with it as it is"
+        )
+    return prepared, usual
 
 
 def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
@@ -124,9 +132,9 @@ def open_run(folder: Path, restore_model: Restorer, device_name: str) -> Run:
     configure_cpu(config.runtime.threads)
     device = choose_device(device_name)
     checkpoint = load_checkpoint(folder / BEST)
-    prepared = _matching_prepared(config, checkpoint, folder / BEST)
+    prepared, usual = _what_it_was_trained_on(config, checkpoint, folder / BEST)
     model = restored(folder / BEST, checkpoint, restore_model).to(device).eval()
-    windows = windows_for(config, prepared, device, usual_for(config, prepared))
+    windows = windows_for(config, prepared, device, usual)
     return Run(folder, config, prepared, windows, model)
 
 
@@ -215,11 +223,10 @@ def resume_experiment(folder: Path, restore_model: Restorer, device_name: str | 
     checkpoint = load_checkpoint(folder / LAST)
     configure_cpu(checkpoint["threads"])  # another number of threads adds up in another order
     device = choose_device(config.runtime.device if device_name is None else device_name)
-    prepared = _matching_prepared(config, checkpoint, folder / LAST)
+    prepared, usual = _what_it_was_trained_on(config, checkpoint, folder / LAST)
     model = restored(folder / LAST, checkpoint, restore_model)
     extra = {key: checkpoint[key] for key in CARRIED}
-    windows = windows_for(config, prepared, device, usual_for(config, prepared))
-    trainer = _trainer(model, windows, config, folder, extra)
+    trainer = _trainer(model, windows_for(config, prepared, device, usual), config, folder, extra)
     trainer.resume(checkpoint)
     return Experiment(folder, config, prepared, trainer)
 

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from lib.data import Calendar, Prepared
 
 SMOOTHING_MINUTES = 25  # the flow of a few days is noisy, and a day's rhythm is not
-ALL_DAYS = 2.0  # how many days of the same weekday the mean of all days counts as
+# What a past day counts in the mean for another day: one of the same day of the week counts 1,
+SAME_KIND = 0.15  # another working day for a working day, and Saturday and Sunday for each other,
+OTHER_KIND = 0.02  # a day of the weekend for a working day, or the other way round
+WORKING_DAYS = 5  # the first days of a week
+DAYS_OF_WEEK = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,27 +34,33 @@ class UsualFlow:
 
 
 def usual_flow(prepared: Prepared, calendar: Calendar) -> UsualFlow:
-    """Return the mean flow at each step's time of day on the same weekday of the past, shrunk towards all past days.
+    """Return the mean flow at each step's time of day on past days, those most that are most like its own day.
 
-        usual = (sum over the weekday's days + 2 mean over all days) / (number of the weekday's days + 2)
+        usual = sum over past days of weight x flow / sum over past days of weight
 
-    of the training flow smoothed over 25 minutes. Values that are missing do not count; where there are none, the mean
-    of the sensor's past stands in, and on the first day the middle of the range of flow. No value enters that lies less
-    than a day, less half the smoothing, before the step.
+    of the training flow smoothed over 25 minutes, with the weights above: few weeks hold few Mondays, so that the other
+    days have a say, and least those of another rhythm. Values that are missing do not count; where there are none, the
+    mean of the sensor's past stands in, and on the first day the middle of the range of flow. No value enters that lies
+    less than a day, less half the smoothing, before the step.
     """
     truth = prepared.truth
     training = truth[: prepared.training_rows]
     steps_per_day, sensors = calendar.steps_per_day, truth.shape[1]
     middle = prepared.scaling.to_raw(np.zeros(sensors))
-    week_sum, week_days = (np.zeros((calendar.steps_per_week, sensors)) for _ in range(2))
-    day_sum, day_days = (np.zeros((steps_per_day, sensors)) for _ in range(2))
+    weights = _day_weights()
+    total, count = (np.zeros((DAYS_OF_WEEK, steps_per_day, sensors)) for _ in range(2))
 
     def average(steps: NDArray[np.int64]) -> NDArray[np.float32]:
-        past, values = day_sum.sum(axis=0), day_days.sum(axis=0)
+        past, values = total.sum(axis=(0, 1)), count.sum(axis=(0, 1))
         sensor_mean = np.where(values > 0, past / np.maximum(values, 1), middle)
-        total, days = day_sum[steps % steps_per_day], day_days[steps % steps_per_day]
-        all_days = np.where(days > 0, total / np.maximum(days, 1), sensor_mean)
-        return ((week_sum[steps] + ALL_DAYS * all_days) / (week_days[steps] + ALL_DAYS)).astype(np.float32)
+        means = np.empty((len(steps), sensors), dtype=np.float32)
+        for day in np.unique(steps // steps_per_day):
+            rows = steps // steps_per_day == day
+            step = steps[rows] % steps_per_day
+            flow = np.tensordot(weights[day], total[:, step], axes=1)  # (steps of that day, N)
+            weight = np.tensordot(weights[day], count[:, step], axes=1)
+            means[rows] = np.where(weight > 0, flow / np.maximum(weight, OTHER_KIND), sensor_mean)
+        return means
 
     steps = calendar.step_of_week(np.arange(len(truth)))
     value, there = _smoothed(training, steps_per_day)
@@ -58,12 +68,20 @@ def usual_flow(prepared: Prepared, calendar: Calendar) -> UsualFlow:
     for first in range(0, len(training), steps_per_day):
         rows = slice(first, min(first + steps_per_day, len(training)))
         series[rows] = average(steps[rows])
-        for total, days, period in ((week_sum, week_days, len(week_sum)), (day_sum, day_days, steps_per_day)):
-            total[steps[rows] % period] += value[rows]  # no step comes twice within a day
-            days[steps[rows] % period] += there[rows]
+        day, step = np.divmod(steps[rows], steps_per_day)
+        total[day, step] += value[rows]  # no step comes twice within a day
+        count[day, step] += there[rows]
     week = average(np.arange(calendar.steps_per_week))
     series[len(training) :] = week[steps[len(training) :]]
     return UsualFlow(week, series)
+
+
+def _day_weights() -> NDArray[np.float64]:
+    """Return what a past day counts for another one, (day of the week, past day of the week); Monday is the first."""
+    working = np.arange(DAYS_OF_WEEK) < WORKING_DAYS
+    weights = np.where(working[:, None] == working, SAME_KIND, OTHER_KIND)
+    np.fill_diagonal(weights, 1)
+    return weights
 
 
 def _smoothed(flow: NDArray[np.float32], steps_per_day: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

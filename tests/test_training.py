@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.checkpoints import BEST, LAST, load_checkpoint
+from lib.checkpoints import BEST, LAST, load_checkpoint, save_checkpoint
 from lib.config import Config, load_config
 from lib.data import Batch
 from lib.diagnostics import largest_activations
@@ -295,6 +295,20 @@ def test_a_run_of_another_series_is_refused(make_dataset: DatasetMaker, tmp_path
     np.savez(path, data=data + 1)
     with pytest.raises(InputError, match=r"found another series than .* was trained on"):
         open_run(folder, restore_model, "cpu")
+
+
+@pytest.mark.parametrize("known", ["another", "none"])
+def test_a_run_of_another_rule_of_the_usual_is_refused(known: str, make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    config = load_config(make_dataset(), ["Model.variant=perceptron", "Data.start=2024-03-04"])
+    folder = run(config, tmp_path / "out")
+    for name in ("best.pt", "last.pt"):
+        checkpoint = load_checkpoint(folder / name)
+        checkpoint["usual_week"] = checkpoint["usual_week"] * 1.01 if known == "another" else None
+        save_checkpoint(folder / name, checkpoint)
+    with pytest.raises(InputError, match=r"best\.pt: found another rule of what is usual"):
+        open_run(folder, restore_model, "cpu")
+    with pytest.raises(InputError, match=r"last\.pt: found another rule of what is usual"):
+        resume_experiment(folder, restore_model, None)
 
 
 def test_broken_checkpoints_are_named(tmp_path: Path) -> None:

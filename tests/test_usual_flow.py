@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data import Calendar, Prepared, Windows, WindowShape, prepare
-from lib.usual_flow import ALL_DAYS, usual_flow
+from lib.usual_flow import OTHER_KIND, SAME_KIND, usual_flow
 from tests.conftest import REAL_DATA, tiny_series
 
 POINTS_PER_HOUR = 12
@@ -30,19 +30,22 @@ def prepared(days: int = 12, sensors: int = 2, missing_rule: str = "error", gaps
 def plain_usual(prepared: Prepared, calendar: Calendar, step: int, end: int) -> np.ndarray:
     """Return what is usual at a step of the series, (N,), by the days whose like step is before `end`."""
     training = prepared.truth[: prepared.training_rows].astype(np.float64)
+    weekend = ("Saturday", "Sunday")
+    names = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", *weekend)
+    today = names[calendar.step_of_week(step) // DAY]
     usual = []
     for sensor in range(training.shape[1]):
-        all_days, same_weekday = [], []
+        flows, weights = [], []
         for other in range(step % DAY, min(end, len(training)), DAY):
             near = training[max(0, other - 2) : other + 3, sensor]
             if np.isnan(near).all():
                 continue
-            all_days.append(np.nanmean(near))
-            if calendar.step_of_week(other) == calendar.step_of_week(step):
-                same_weekday.append(all_days[-1])
-        assert all_days
-        mean = np.mean(all_days)
-        usual.append((sum(same_weekday) + ALL_DAYS * mean) / (len(same_weekday) + ALL_DAYS))
+            day = names[calendar.step_of_week(other) // DAY]
+            same_kind = (day in weekend) == (today in weekend)
+            flows.append(np.nanmean(near))
+            weights.append(1 if day == today else SAME_KIND if same_kind else OTHER_KIND)
+        assert flows
+        usual.append(np.average(flows, weights=weights))
     return np.array(usual)
 
 
