@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lib.command_line import ScriptParser
 from lib.comparison import FinishedRuns, Row, check_same_targets, group_row, read_runs, table_paths, write_tables
-from lib.config import DEVIATION_VARIANTS, OWN_SETTINGS, load_config
+from lib.config import DEVIATION_VARIANTS, OWN_SETTINGS, ModelConfig, load_config
 from lib.errors import InputError, nearest, run_script
 from lib.experiments import EXPERIMENTS, complete_run
 from lib.files import REPOSITORY_ROOT, check_writable
@@ -22,9 +22,10 @@ Interrupted, the same command goes on where it stopped. The first variant is wha
 def without_each_part(variant: str) -> dict[str, tuple[str, ...]]:
     """Return the rows of a variant that forecasts deviations: the whole, and without each of its own parts."""
     chosen = f"Model.variant={variant}"
-    parts = [part for part, variants in OWN_SETTINGS.items() if variants == DEVIATION_VARIANTS]
+    own = [key for key, variants in OWN_SETTINGS.items() if variants == DEVIATION_VARIANTS]
+    parts = [key for key in own if getattr(ModelConfig, key) is True]
     without = {f"{variant}-no-{part.replace('_', '-')}": (chosen, f"Model.{part}=off") for part in parts}
-    return {variant: (chosen,), **without}
+    return {variant: (chosen,), **without, f"{variant}-8-harmonics": (chosen, "Model.harmonics=8")}
 
 
 ABLATIONS: dict[str, tuple[str, ...]] = {

@@ -31,7 +31,8 @@ UNUSED_KEYS = {
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
     "Model": ("readout", "residual"),
 }
-LATER_PARTS = ("autoregression", "past_days")  # switches of [Model] that runs of before do not name, and had off
+# Keys of [Model] that runs of before do not name, and what these had.
+LATER_KEYS = {"autoregression": "off", "past_days": "off", "harmonics": "8"}
 
 
 # ---------------------------------------------------------------------------------------------- kinds of values
@@ -214,6 +215,7 @@ class ModelConfig:
     autoregression: Switch = True  # of enhanced and perceptron: a linear forecast of that deviation, to be corrected
     level: Switch = True  # of enhanced and perceptron: half of the forecast is of the level itself
     identity: Switch = True  # of enhanced and perceptron: they know sensor, time of day and day of the week
+    harmonics: Count = 48  # of enhanced and perceptron: those of the day, by which identity knows the time
     graph_means: Switch = True  # of enhanced and perceptron: sensors see the mean of all, of similar and of near ones
     past_days: Switch = True  # of enhanced and perceptron: they see the hour to forecast on past days and weeks
     history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
@@ -227,6 +229,11 @@ class ModelConfig:
     def knows_autoregression(self) -> bool:
         """Whether the model corrects a linear autoregression (`lib.autoregression`), which is of the deviation."""
         return self.autoregression and self.knows_usual
+
+    @property
+    def knows_harmonics(self) -> bool:
+        """Whether the model knows the time of day, by its harmonics."""
+        return self.identity and self.variant in DEVIATION_VARIANTS
 
     @property
     def knows_past_days(self) -> bool:
@@ -339,6 +346,7 @@ OWN_SETTINGS = {
     "autoregression": DEVIATION_VARIANTS,
     "level": DEVIATION_VARIANTS,
     "identity": DEVIATION_VARIANTS,
+    "harmonics": DEVIATION_VARIANTS,
     "graph_means": DEVIATION_VARIANTS,
     "past_days": DEVIATION_VARIANTS,
     "time_gate": ("described", "released"),
@@ -502,8 +510,8 @@ def parse_settings(text: str, path: Path) -> Config:
     """
     config = parse_config(text, path)
     named = _read_sections(text, path, []).get("Model", {})
-    without = [part for part in LATER_PARTS if part not in named and getattr(config.model, f"knows_{part}")]
-    return parse_config(text, path, [f"Model.{part}=off" for part in without]) if without else config
+    without = [key for key in LATER_KEYS if key not in named and getattr(config.model, f"knows_{key}")]
+    return parse_config(text, path, [f"Model.{key}={LATER_KEYS[key]}" for key in without]) if without else config
 
 
 def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -368,6 +368,8 @@ def model_arguments(config: Config) -> dict[str, Any]:
         arguments["steps_per_day"] = config.data.steps_per_day
     if model.variant in DEVIATION_VARIANTS:
         arguments.update({name: getattr(model, name) for name in ("deviation", "level", "identity", "graph_means")})
+    if model.knows_harmonics:
+        arguments["harmonics"] = model.harmonics
     if model.knows_past_days:
         arguments["past_days"] = config.training.num_of_weeks + config.training.num_of_days
     if model.knows_autoregression:

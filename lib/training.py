@@ -3,7 +3,8 @@
 It owns the loop and all of its state. Of a model it needs `model(series, values, step_of_week, usual)`, the forecast
 (B, N, P) of the series (B, N, L) under teacher forcing, and `model.rollout(series, start, step_of_week, usual)`, the
 forecast from a start value (B, N) alone; `step_of_week` (B,) is that of the first target step, and `usual` None but for
-models that ask for it (`Batch`).
+models that ask for it (`Batch`). In training mode either may return several forecasts (ways, B, N, P), each of which is
+scored.
 """
 
 import math
@@ -97,22 +98,27 @@ class Interruption:
 
 
 def rollout(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the model's own forecast of a batch, (B, N, P) scaled, fed nothing but its start values."""
+    """Return the model's own forecast of a batch, (B, N, P) scaled, or several, fed nothing but its start values."""
     forecast: Tensor = model.rollout(batch.series, batch.start, batch.step_of_week, batch.usual)  # type: ignore[operator]
     return forecast
 
 
 def scaled_errors(forecast: Tensor, batch: Batch) -> Tensor:
-    """Return |forecast - target| of scaled values, (B, N, P); 0 where the target is missing."""
+    """Return |forecast - target| of scaled values, (..., B, N, P); 0 where the target is missing."""
     difference = forecast - batch.target
     return (difference if batch.known is None else difference.where(batch.known, 0)).abs()
 
 
 def mean_loss(forecast: Tensor, batch: Batch) -> Tensor:
-    """Return the mean of |forecast - target| over the known targets, on scaled values; 0 where there are none."""
+    """Return the mean of |forecast - target| over the known targets, on scaled values; 0 where there are none.
+
+    Args:
+        forecast: (..., B, N, P), several forecasts of the batch or one; the mean is over all of them.
+        batch: with the targets.
+    """
     if batch.known is None:
-        return F.l1_loss(forecast, batch.target)
-    return scaled_errors(forecast, batch).sum() / batch.known.sum().clamp_min(1)
+        return F.l1_loss(forecast, batch.target.expand_as(forecast))
+    return scaled_errors(forecast, batch).sum() / batch.known.expand_as(forecast).sum().clamp_min(1)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ memory, last hour, the hour to forecast on past days, what is usual, who and whe
 token -> perceptrons -> forecast (B, N, P)
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from model.perceptron import ResidualPerceptron
 from model.sensor_time import SensorTimeWaves
 
 GRAPHS = 3  # all sensors, the similar ones, the near ones
-
-Encode = Callable[[Tensor, Tensor], Tensor]  # from series (B, N, L) and step of the week (B,) to memory (B, N, M, C)
 
 
 def neighbour_weights(allowed: Tensor) -> Tensor:
@@ -40,6 +37,7 @@ class SensorPerceptron(nn.Module):
         layers: perceptrons.
         dropout: rate within a perceptron.
         identity: embeddings of sensor, time of day and day of the week.
+        harmonics: of the day, by which the time of day is known.
     """
 
     def __init__(
@@ -53,10 +51,11 @@ class SensorPerceptron(nn.Module):
         layers: int,
         dropout: float,
         identity: bool,
+        harmonics: int,
     ) -> None:
         super().__init__()
         self.embedding = nn.Linear(values, width)
-        self.identity = SensorTimeWaves(sensors, steps_per_day, width) if identity else None
+        self.identity = SensorTimeWaves(sensors, steps_per_day, width, harmonics) if identity else None
         self.perceptrons = nn.Sequential(*(ResidualPerceptron(width, dropout) for _ in range(layers)))
         self.prediction = nn.Linear(width, horizon)
         # So that training starts from what the numbers are added to.
@@ -76,8 +75,8 @@ class HorizonDecoder(nn.Module):
     """Forecast the whole horizon at once, in two ways: as a deviation from what is usual, and as a level.
 
     The perceptrons are fed no forecast of their own: they cannot drift, and training through teacher forcing and
-    through the rollout are the same. The two ways err differently, and the forecast is their mean. In training each
-    sample takes one of them by chance, so that each learns to forecast alone and not to mend the other.
+    through the rollout are the same. The two ways err differently, and the forecast is their mean. In training each is
+    returned for itself, to have a loss of its own, so that it learns to forecast alone and not to mend the other.
 
     Args:
         similarity_mask, topology_mask: (N, N), true where sensors are similar, and near each other.
@@ -86,7 +85,8 @@ class HorizonDecoder(nn.Module):
         width: D, of a sensor's token.
         memory_channels: width of a sensor's whole memory, M * C; 0 for a decoder without an encoder.
         dropout: rate within a perceptron.
-        deviation, autoregression_lags, level, identity, graph_means, past_days: the additions, see `EnhancedDTGLKNet`.
+        deviation, autoregression_lags, level, identity, harmonics, graph_means, past_days: the additions, see
+            `EnhancedDTGLKNet`.
         layers: perceptrons of each way.
     """
 
@@ -106,6 +106,7 @@ class HorizonDecoder(nn.Module):
         autoregression_lags: int,
         level: bool,
         identity: bool,
+        harmonics: int,
         graph_means: bool,
         past_days: int,
         layers: int = 3,
@@ -126,6 +127,7 @@ class HorizonDecoder(nn.Module):
             "layers": layers,
             "dropout": dropout,
             "identity": identity,
+            "harmonics": harmonics,
         }
         self.change = SensorPerceptron(sensors, steps_per_day, values=own + expected + means + memory_channels, **sizes)
         self.level = SensorPerceptron(sensors, steps_per_day, values=self.hour, **sizes) if level else None
@@ -140,26 +142,17 @@ class HorizonDecoder(nn.Module):
         masks = (torch.ones_like(similarity_mask), similarity_mask, topology_mask)
         self.neighbour_weights = torch.stack([neighbour_weights(mask) for mask in masks])  # (3, N, N)
 
-    def forward(self, series: Tensor, encode: Encode | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
-        """Forecast (B, N, P) from the series (B, N, L), its memory, the time (B,) and the usual values.
+    def forward(self, series: Tensor, memory: Tensor | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
+        """Forecast (B, N, P) from the series (B, N, L), its memory (B, N, M, C), the time (B,) and the usual values.
 
-        `usual` (B, N, h + P) are those of the last hour and of the horizon. The memory is what `encode` makes of the
-        samples that are forecast by their deviation.
+        `usual` (B, N, h + P) are those of the last hour and of the horizon. In training the forecasts of both ways are
+        returned, (2, B, N, P).
         """
+        deviation = self.by_deviation(series, memory, step_of_week, usual)  # (B, N, P)
         if self.level is None:
-            return self.by_deviation(series, encode, step_of_week, usual)
-        if not self.training:
-            deviation = self.by_deviation(series, encode, step_of_week, usual)
-            return (self.by_level(series, step_of_week) + deviation) / 2
-        # Half of the samples for each way: what a sample is not trained on needs no computing, nor encoding.
-        samples = len(series)
-        order = torch.randperm(samples, device=series.device)
-        half = (samples + int(torch.randint(2, ()))) // 2  # the larger half of an odd number falls to either by chance
-        one, other = order[:half], order[half:]
-        level = self.by_level(series[one], step_of_week[one])
-        usual_of_other = None if usual is None else usual[other]
-        deviation = self.by_deviation(series[other], encode, step_of_week[other], usual_of_other)
-        return torch.cat([level, deviation])[order.argsort()]
+            return deviation
+        ways = torch.stack([self.by_level(series, step_of_week), deviation])  # (2, B, N, P)
+        return ways if self.training else ways.mean(dim=0)
 
     def by_level(self, series: Tensor, step_of_week: Tensor) -> Tensor:
         """Forecast (B, N, P) from each sensor's last hour."""
@@ -167,7 +160,7 @@ class HorizonDecoder(nn.Module):
         level: Tensor = self.level(series[:, :, -self.hour :], step_of_week)
         return level
 
-    def by_deviation(self, series: Tensor, encode: Encode | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
+    def by_deviation(self, series: Tensor, memory: Tensor | None, step_of_week: Tensor, usual: Tensor | None) -> Tensor:
         """Forecast (B, N, P) as a base and what it misses: what is usual, and how that deviates; or the last value."""
         hour = series[:, :, -self.hour :]  # (B, N, h)
         values = [hour]
@@ -190,8 +183,8 @@ class HorizonDecoder(nn.Module):
         if self.graph_means:
             means = self.neighbour_weights @ change.unsqueeze(1)  # (B, 3, N, h)
             values.append(means.transpose(1, 2).flatten(2))
-        if encode is not None:
-            values.append(encode(series, step_of_week).flatten(2))
+        if memory is not None:
+            values.append(memory.flatten(2))
         forecast: Tensor = base + self.change(torch.cat(values, dim=-1), step_of_week)  # (B, N, P)
         return forecast
 
@@ -206,8 +199,10 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             hour deviated; off: the change of the last value.
         autoregression_lags: from how many of the last steps of the sensors near each other a linear autoregression
             forecasts the deviation, which the network only corrects; 0: none. Nor is there one without the deviation.
-        level: the other half of the forecast is of the level itself, from the last hour alone.
+        level: the other half of the forecast is of the level itself, from the last hour alone. In training both are
+            returned, (2, B, N, P).
         identity: embeddings of sensor, time of day and day of the week, before the large kernels and in the decoder.
+        harmonics: of the day, by which the time of day is known.
         graph_means: the decoder also sees the mean last hour of all other sensors, of similar ones and of near ones.
         past_days: how many of the hours that the input begins with, those of the forecast's first hour on earlier weeks
             and days, the decoder sees, each less its base.
@@ -231,6 +226,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
         autoregression_lags: int = 0,
         level: bool = True,
         identity: bool = True,
+        harmonics: int = 8,
         graph_means: bool = True,
         past_days: int = 0,
         time_gate: bool = True,
@@ -248,7 +244,9 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             **others,
         )
         self.reset_parameters()
-        self.encoder_identity = SensorTimeWaves(len(similarity_mask), steps_per_day, channels) if identity else None
+        self.encoder_identity = (
+            SensorTimeWaves(len(similarity_mask), steps_per_day, channels, harmonics) if identity else None
+        )
         self.decoder = HorizonDecoder(
             similarity_mask,
             topology_mask,
@@ -261,6 +259,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
             autoregression_lags=autoregression_lags,
             level=level,
             identity=identity,
+            harmonics=harmonics,
             graph_means=graph_means,
             past_days=past_days,
         )
@@ -285,7 +284,7 @@ class EnhancedDTGLKNet(DTGLKNetEncoder):
     def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P) all steps at once from the series (B, N, L), whose last value the start value is."""
         del start
-        return self.decoder(series, self.encode, step_of_week, usual)
+        return self.decoder(series, self.encode(series, step_of_week), step_of_week, usual)
 
 
 class DeviationPerceptron(nn.Module):
@@ -295,7 +294,7 @@ class DeviationPerceptron(nn.Module):
         similarity_mask, topology_mask: (N, N), as in the other variants.
         laplacian_encoding: is kept for those who look at checkpoints, not used.
         horizon, steps_per_day, channels, dropout: as in `EnhancedDTGLKNet`.
-        deviation, autoregression_lags, level, identity, graph_means, past_days: as in `EnhancedDTGLKNet`.
+        deviation, autoregression_lags, level, identity, harmonics, graph_means, past_days: as in `EnhancedDTGLKNet`.
     """
 
     similarity_mask: Tensor
@@ -315,6 +314,7 @@ class DeviationPerceptron(nn.Module):
         autoregression_lags: int = 0,
         level: bool = True,
         identity: bool = True,
+        harmonics: int = 8,
         graph_means: bool = True,
         past_days: int = 0,
         **_: Any,
@@ -335,6 +335,7 @@ class DeviationPerceptron(nn.Module):
             autoregression_lags=autoregression_lags,
             level=level,
             identity=identity,
+            harmonics=harmonics,
             graph_means=graph_means,
             past_days=past_days,
         )

@@ -36,20 +36,21 @@ class SensorTimeTable(nn.Module):
 class SensorTimeWaves(nn.Module):
     """The same, but that the time of day is a linear map of its first harmonics: smooth, and learnt sooner.
 
-    A few weeks of training show each step of a day only a few times.
+    A few weeks of training show each step of a day only a few times. Of too few harmonics the rush hour is blunt.
 
     Args:
         sensors: N.
         steps_per_day: time steps of a day.
         channels: C.
-        harmonics: of the day.
+        harmonics: of the day; beyond half of its steps there are none.
     """
 
     waves: Tensor
 
-    def __init__(self, sensors: int, steps_per_day: int, channels: int, harmonics: int = 8) -> None:
+    def __init__(self, sensors: int, steps_per_day: int, channels: int, harmonics: int) -> None:
         super().__init__()
         self.steps_per_day = steps_per_day
+        harmonics = min(harmonics, steps_per_day // 2)
         angle = torch.arange(steps_per_day).unsqueeze(1) / steps_per_day * torch.arange(1, harmonics + 1) * 2 * torch.pi
         self.register_buffer("waves", torch.cat([angle.sin(), angle.cos()], dim=1), persistent=False)
         self.time_of_day = nn.Linear(2 * harmonics, channels)

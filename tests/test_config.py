@@ -3,15 +3,17 @@
 import math
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import MISSING, FrozenInstanceError, fields, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lib.config import (
-    LATER_PARTS,
+    LATER_KEYS,
     SECTIONS,
     UNUSED_KEYS,
     Config,
@@ -513,27 +515,40 @@ def test_switches_are_on_or_off():
     assert kind_of(Switch | None).parse("on") is True
 
 
-@pytest.mark.parametrize("part", LATER_PARTS)
-def test_settings_of_a_run_are_without_what_came_later(tmp_path: Path, part: str) -> None:
+def lines_without(text: str, keys: Iterable[str]) -> str:
+    return "".join(line for line in text.splitlines(True) if line.split(" = ")[0] not in keys)
+
+
+@pytest.mark.parametrize("key", LATER_KEYS)
+def test_settings_of_a_run_are_those_of_before_a_key_that_came_later(tmp_path: Path, key: str) -> None:
     perceptron = ["Model.variant=perceptron", "Data.start=2018-01-01"]
     path = tmp_path / "settings.ini"
-    # Only where there would be that part today is a run of before another one than that.
-    without = [*perceptron, "Model.deviation=off"]
-    for changes, alike in ((perceptron, False), (without, part == "autoregression"), ([], True)):
+    # Only where the key has a say today is a run of before another one than that.
+    cases = (
+        (perceptron, False),
+        ([*perceptron, "Model.deviation=off"], key == "autoregression"),
+        ([*perceptron, "Model.identity=off"], key == "harmonics"),
+        ([], True),
+    )
+    before = kind_of(get_type_hints(ModelConfig, include_extras=True)[key]).parse(LATER_KEYS[key])
+    for changes, alike in cases:
         config = load_config(PEMS04, changes)
         path.write_text(config.to_ini())
         assert load_settings(path) == config
-        path.write_text(config.to_ini().replace(f"{part} = on\n", ""))
-        assert getattr(load_config(path).model, part)
-        assert (load_settings(path) == config) == getattr(load_settings(path).model, part) == alike
+        path.write_text(lines_without(config.to_ini(), [key]))
+        now = getattr(load_config(path).model, key)
+        assert now != before
+        assert getattr(load_settings(path).model, key) == (now if alike else before)
+        assert (load_settings(path) == config) == alike
 
 
-def test_settings_of_a_run_may_be_without_several_parts(tmp_path: Path) -> None:
+def test_settings_of_a_run_may_be_without_several_keys(tmp_path: Path) -> None:
     config = load_config(PEMS04, ["Model.variant=perceptron", "Data.start=2018-01-01"])
     path = tmp_path / "settings.ini"
-    text = "".join(line for line in config.to_ini().splitlines(True) if not line.startswith(LATER_PARTS))
+    text = lines_without(config.to_ini(), LATER_KEYS)
     path.write_text(text)
-    assert not any(getattr(load_settings(path).model, part) for part in LATER_PARTS)
+    model = load_settings(path).model
+    assert (model.autoregression, model.past_days, model.harmonics) == (False, False, 8)
     path.write_text(text.replace("[Model]", "[Model]\nPAST_DAYS: on"))
     assert load_settings(path).model.past_days
     assert not load_settings(path).model.autoregression

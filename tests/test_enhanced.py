@@ -1,5 +1,7 @@
 """What the enhanced variant adds, each of which can be left out: the usual, identity, means over graphs."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.config import load_config
+from lib.data import Batch
 from lib.experiments import start_experiment
+from lib.training import mean_loss
 from model.build import build_model, restore_model
 from model.enhanced import neighbour_weights
 from model.graph_autoregression import GraphAutoregression
@@ -25,6 +29,7 @@ ARGUMENTS = {
     "dropout": 0.0,
     "autoregression_lags": 2,
     "past_days": 2,
+    "harmonics": 6,
     **SIZES,
 }
 OFF: tuple[dict[str, bool | int], ...] = (
@@ -110,40 +115,39 @@ def test_time_matters_where_there_is_identity(variant: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("samples", [1, 2])
-def test_it_is_the_mean_of_two_forecasts_of_which_training_takes_one(variant: str, samples: int) -> None:
+def test_it_is_the_mean_of_two_forecasts_that_training_scores_each(variant: str, samples: int) -> None:
     model, (series, values, step_of_week, usual) = make_model(variant), (part[:samples] for part in inputs())
     decoder = model.decoder
-    encode = model.encode if variant == "enhanced" else None
-    level, deviation = decoder.by_level(series, step_of_week), decoder.by_deviation(series, encode, step_of_week, usual)
+    memory = model.encode(series, step_of_week) if variant == "enhanced" else None
+    level, deviation = decoder.by_level(series, step_of_week), decoder.by_deviation(series, memory, step_of_week, usual)
     assert torch.equal(model(series, values, step_of_week, usual), (level + deviation) / 2)
     decoder.train()  # without the encoder, whose BatchNorm sees a batch otherwise then
-    torch.manual_seed(0)
-    drawn = torch.stack([model(series, values, step_of_week, usual) for _ in range(40)])  # (40, samples, N, P)
-    is_level, is_deviation = (
-        torch.isclose(drawn, way, rtol=1e-4, atol=1e-4).all(dim=3).all(dim=2) for way in (level, deviation)
-    )
-    assert (is_level ^ is_deviation).all()
-    assert is_level.float().mean(dim=0).min() > 0.25
-    assert is_level.float().mean(dim=0).max() < 0.75
-    if samples == 2:  # one half each
-        assert (is_level.sum(dim=1) == 1).all()
+    ways = model(series, values, step_of_week, usual)
+    assert torch.equal(ways, torch.stack([level, deviation]))
+    alone = make_model(variant, level=False).train()
+    assert alone(series, values, step_of_week, usual).shape == deviation.shape
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-def test_training_encodes_what_is_forecast_by_its_deviation_alone(samples: int) -> None:
-    model, (series, values, step_of_week, usual) = make_model("enhanced"), (part[:samples] for part in inputs())
-    encoded = []
-    model.encoder[0].register_forward_hook(lambda _module, _inputs, tokens: encoded.append(len(tokens)))
-    for training in (True, False):
-        model.train(training)
-        encoded.clear()
-        for _ in range(20):
-            model(series, values, step_of_week, usual).sum().backward()
-        assert set(encoded) == ({samples // 2, (samples + 1) // 2} if training else {samples})
-    statistics = [buffer for name, buffer in model.named_buffers() if "running" in name]
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    assert statistics
-    assert all(torch.isfinite(tensor).all() for tensor in statistics + gradients)  # an empty half leaves no trace
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_neither_forecast_learns_to_mend_the_other(variant: str) -> None:
+    model, (series, values, step_of_week, usual) = make_model(variant).train(), inputs()
+    target = torch.randn(2, SENSORS, HORIZON)
+    batch = Batch(series, values[:, :, 0], target, target, step_of_week, usual=usual)
+    with torch.no_grad():
+        model.decoder.level.prediction.bias += 100  # far off, which the gradient of a mean would see
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        torch.manual_seed(0)
+        mean_loss(model(series, values, step_of_week, usual), batch).backward()
+        gradient: Tensor = model.decoder.change.prediction.bias.grad
+        return gradient
+
+    far_off = gradient()
+    with torch.no_grad():
+        model.decoder.level.prediction.bias -= 200
+    assert torch.equal(gradient(), far_off)
+    assert far_off.abs().max() > 0
 
 
 def reached(model: nn.Module, sensor: int) -> set[int]:
@@ -240,8 +244,15 @@ def test_the_time_of_day_is_smooth_and_repeats() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [SensorTimeWaves, SensorTimeTable])
-def test_sensor_time_and_day_add_up(kind: type[nn.Module]) -> None:
+def test_all_harmonics_tell_every_step_of_a_day_from_all_others() -> None:
+    for harmonics in (DAY // 2, DAY):  # there are no more than half of the steps
+        embedding = SensorTimeWaves(sensors=1, steps_per_day=DAY, channels=4, harmonics=harmonics)
+        assert torch.linalg.matrix_rank(embedding.waves) == DAY - 1  # any rhythm of a day, but for its mean
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [partial(SensorTimeWaves, harmonics=8), SensorTimeTable])
+def test_sensor_time_and_day_add_up(kind: Callable[..., nn.Module]) -> None:
     midnight, four, next_midnight, next_four = kind(3, DAY, 5)(torch.tensor([0, 4, DAY, DAY + 4]))
     torch.testing.assert_close(next_four - next_midnight, four - midnight)
     torch.testing.assert_close(four[1] - four[0], midnight[1] - midnight[0])
