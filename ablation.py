@@ -21,11 +21,15 @@ Interrupted, the same command goes on where it stopped. The first variant is wha
 
 def without_each_part(variant: str) -> dict[str, tuple[str, ...]]:
     """Return the rows of a variant that forecasts deviations: the whole, and without each of its own parts."""
-    chosen = f"Model.variant={variant}"
+    chosen, early = f"Model.variant={variant}", "Training.early_samples={}".format
     own = [key for key, variants in OWN_SETTINGS.items() if variants == DEVIATION_VARIANTS]
     parts = [key for key in own if getattr(ModelConfig, key) is True]
-    without = {f"{variant}-no-{part.replace('_', '-')}": (chosen, f"Model.{part}=off") for part in parts}
-    return {variant: (chosen,), **without, f"{variant}-8-harmonics": (chosen, "Model.harmonics=8")}
+    return {
+        variant: (chosen, early("on")),
+        **{f"{variant}-no-{part.replace('_', '-')}": (chosen, early("on"), f"Model.{part}=off") for part in parts},
+        f"{variant}-8-harmonics": (chosen, early("on"), "Model.harmonics=8"),
+        f"{variant}-no-early-samples": (chosen, early("off")),
+    }
 
 
 ABLATIONS: dict[str, tuple[str, ...]] = {

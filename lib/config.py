@@ -191,6 +191,7 @@ class TrainingConfig:
     clip_grad_norm: NumberOrZero = 0.0  # largest norm of the gradient; 0 = no limit
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate within a stage; cosine falls to 0
     weight_decay: NumberOrZero = 0.0  # decoupled from the gradient, as in AdamW
+    early_samples: Switch = False  # also train on samples whose earlier weeks and days lie before the series
 
     @property
     def num_of_segments(self) -> int:

@@ -3,6 +3,9 @@
 A series is (T, N), time step and sensor. A sample is named by its label start t0, the index of its first target step:
 its inputs lie at t0 + offsets, its targets at t0 .. t0 + P - 1.
 
+Early samples are those whose earlier weeks and days lie before the series. There its first day stands in: the series
+counts as having repeated it. They are for training alone, which has more samples with them.
+
 Values may be missing. As targets they do not count. As inputs they are filled from what is known before t0 alone:
 linearly between the values before and after the gap, or with the last value where the gap is not over before t0.
 """
@@ -183,6 +186,14 @@ class Prepared:
     def training_rows(self) -> int:
         """The rows before the last training label start: all that may shape graphs, means and baselines."""
         return int(self.label_starts["train"][-1])
+
+
+def early_label_starts(prepared: Prepared, steps_per_day: int) -> NDArray[np.int64]:
+    """Return the label starts of the early samples, from the second day of the series to the first whole sample.
+
+    On the first day nothing is known to be usual, and what stands in for inputs would lie after a label start.
+    """
+    return np.arange(steps_per_day, prepared.label_starts["train"][0], dtype=np.int64)
 
 
 def missing_values(flow: NDArray[Any], missing_rule: str) -> NDArray[np.bool_]:
@@ -512,8 +523,9 @@ class Windows:
         return len(label_starts) * self.targets_per_sample - int(missing.sum())
 
     def batch(self, label_starts: Tensor) -> Batch:
-        """Cut out the samples with these label starts, (B,) where the series is kept."""
+        """Cut out the samples with these label starts, (B,) where the series is kept; early ones are from day 2 on."""
         inputs = label_starts[:, None] + self.input_offsets
+        inputs = torch.where(inputs < 0, inputs % self.calendar.steps_per_day, inputs)  # (B, L)
         targets = label_starts[:, None] + self.target_offsets
         series = self.scaled[inputs]  # (B, L, N)
         flow = self.flow[targets].transpose(1, 2).contiguous()  # (B, N, P)

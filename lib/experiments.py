@@ -20,7 +20,7 @@ from lib.autoregression import autoregression_lags, graph_autoregression
 from lib.baselines import score_baselines, targets
 from lib.checkpoints import BEST, CARRIED, LAST, Restorer, load_checkpoint, restored
 from lib.config import DEVIATION_VARIANTS, TIMED_VARIANTS, Config, load_settings
-from lib.data import Prepared, Windows
+from lib.data import Prepared, Windows, early_label_starts
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, fingerprint_arrays, reason, save_json, written_whole
@@ -243,11 +243,16 @@ def _trainer(model: nn.Module, windows: Windows, config: Config, folder: Path, e
     size, at_once = config.training.batch_size, config.runtime.micro_batch
     if 0 < at_once < size:
         print(f"effective batch: {size} samples a step of the optimiser, computed {at_once} at a time")
+    label_starts = windows.prepared.label_starts
+    if config.training.early_samples:
+        early = early_label_starts(windows.prepared, config.data.steps_per_day)
+        print(f"early samples: {len(early):,} beside {len(label_starts['train']):,} in training")
+        label_starts = {**label_starts, "train": np.concatenate([early, label_starts["train"]])}
     accelerate(model.to(device), config.runtime, device)
     return Trainer(
         model,
         windows,
-        windows.prepared.label_starts,
+        label_starts,
         config.training,
         folder,
         extra,

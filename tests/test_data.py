@@ -1,5 +1,6 @@
 """Windows, splits and scaling against the released code's arrays, and against windows materialised in the test."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from lib.data import (
     Prepared,
     Windows,
     WindowShape,
+    early_label_starts,
     load_prepared,
     materialize,
     prepare,
@@ -98,6 +100,48 @@ def test_windows_equal_a_loop_over_the_definition(weeks: int, days: int, hours: 
         np.testing.assert_array_equal(batch.flow[0].T, flow[t0 : t0 + horizon, :, 0])
         expected_starts.append(t0)
     assert starts.tolist() == expected_starts
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 2, 1), (1, 2, 3), (0, 0, 30)])
+def test_early_samples_are_those_of_a_series_that_repeats_its_first_day(
+    weeks: int, days: int, hours: int, gaps: bool
+) -> None:
+    day, before = 24, 24 * 7
+    shape, calendar, device = WindowShape(weeks, days, hours, 3, 1), Calendar(day), torch.device("cpu")
+    generator = np.random.default_rng(7)
+    flow = generator.uniform(0, 9, (500, 2, 1)).astype(np.float32)
+    if gaps:
+        flow[generator.random(flow.shape) < 0.2] = np.nan
+        flow[[0, day - 1]] = 5.0  # a gap at either end of the first day has other neighbours where it is repeated
+    repeated = np.concatenate([np.tile(flow[:day], (7, 1, 1)), flow])
+    prepared, whole = (prepare(series, shape, "", "interpolate") for series in (flow, repeated))
+    whole = replace(whole, minimum=prepared.minimum, maximum=prepared.maximum)
+    windows, expected = (Windows(one, 3, calendar, device) for one in (prepared, whole))
+    starts = early_label_starts(prepared, day)
+    assert starts.tolist() == list(range(day, prepared.label_starts["train"][0]))
+    assert shape.offsets.max() < 0
+    batches = windows.batch(torch.from_numpy(starts)), expected.batch(torch.from_numpy(starts + before))
+    for early, there in zip(*batches, strict=True):
+        assert (early is None) == (there is None)
+        if early is not None and there is not None:
+            torch.testing.assert_close(early, there, rtol=0, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 2, 1), (1, 2, 3), (0, 0, 30)])
+def test_no_early_sample_reads_its_targets(weeks: int, days: int, hours: int) -> None:
+    day, shape = 24, WindowShape(weeks, days, hours, 3, 1)
+    flow = np.random.default_rng(8).uniform(0, 9, (500, 2, 1)).astype(np.float32)
+    prepared = prepare(flow, shape, "")
+    for t0 in early_label_starts(prepared, day):
+        start = torch.tensor([t0])
+        after = flow[..., 0].copy()
+        after[t0:] += 1
+        changed = replace(prepared, flow=after)
+        series = [
+            Windows(one, 3, Calendar(day), torch.device("cpu")).batch(start).series for one in (prepared, changed)
+        ]
+        assert torch.equal(*series)
 
 
 def test_scaling_knows_only_rows_of_training_inputs() -> None:

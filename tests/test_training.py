@@ -120,6 +120,7 @@ def test_resuming_equals_not_stopping(make_dataset: DatasetMaker, tmp_path: Path
             *("Model.variant=enhanced", "Training.dropout=0.2", "Training.schedule=cosine"),
             *("Training.weight_decay=0.1", "Runtime.micro_batch=5", "Runtime.gradient_checkpointing=on"),
             *("Runtime.precision=bf16", "Runtime.data=host", "Runtime.checkpoint_minutes=1e-9"),
+            "Training.early_samples=on",
         ],
     ],
 )
