@@ -31,6 +31,7 @@ Values = TypeVar("Values", Tensor, NDArray[np.float64])
 Steps = TypeVar("Steps", Tensor, NDArray[np.int64], int)
 CHUNK_ROWS = 1024  # rows looked at together, so that checking a series needs no second copy of it
 SENSORS_NAMED = 5  # in a message
+EARLY_FROM_DAY = 2  # the first day being 0
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,11 @@ class Prepared:
 
 
 def early_label_starts(prepared: Prepared, steps_per_day: int) -> NDArray[np.int64]:
-    """Return the label starts of the early samples, from the second day of the series to the first whole sample.
+    """Return the label starts of the early samples, from the third day of the series to the first whole sample.
 
-    On the first day nothing is known to be usual, and what stands in for inputs would lie after a label start.
+    On the first day nothing is known to be usual, and on the second one day alone, which may be a Sunday for a Monday.
     """
-    return np.arange(steps_per_day, prepared.label_starts["train"][0], dtype=np.int64)
+    return np.arange(EARLY_FROM_DAY * steps_per_day, prepared.label_starts["train"][0], dtype=np.int64)
 
 
 def missing_values(flow: NDArray[Any], missing_rule: str) -> NDArray[np.bool_]:
@@ -523,7 +524,7 @@ class Windows:
         return len(label_starts) * self.targets_per_sample - int(missing.sum())
 
     def batch(self, label_starts: Tensor) -> Batch:
-        """Cut out the samples with these label starts, (B,) where the series is kept; early ones are from day 2 on."""
+        """Cut out the samples with these label starts, (B,) where the series is kept, none on its first day."""
         inputs = label_starts[:, None] + self.input_offsets
         inputs = torch.where(inputs < 0, inputs % self.calendar.steps_per_day, inputs)  # (B, L)
         targets = label_starts[:, None] + self.target_offsets

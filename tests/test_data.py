@@ -119,7 +119,7 @@ def test_early_samples_are_those_of_a_series_that_repeats_its_first_day(
     whole = replace(whole, minimum=prepared.minimum, maximum=prepared.maximum)
     windows, expected = (Windows(one, 3, calendar, device) for one in (prepared, whole))
     starts = early_label_starts(prepared, day)
-    assert starts.tolist() == list(range(day, prepared.label_starts["train"][0]))
+    assert starts.tolist() == list(range(2 * day, prepared.label_starts["train"][0]))
     assert shape.offsets.max() < 0
     batches = windows.batch(torch.from_numpy(starts)), expected.batch(torch.from_numpy(starts + before))
     for early, there in zip(*batches, strict=True):
