@@ -22,6 +22,7 @@ EncodingRule = Literal["symmetric", "released"]
 HEADERS = (["from", "to", "cost"], ["from", "to", "distance"])
 FAULTS_SHOWN = 5
 LONGEST_SHOWN = 60  # characters of a faulty text
+EQUAL = 1e-6  # magnitudes that differ by less, relatively, are equal but for rounding
 
 Positions = dict[int, int] | range  # position of each sensor, by its id; a range is the identity
 
@@ -332,8 +333,9 @@ def released_similarity_mask(distance: NDArray[np.float64]) -> NDArray[np.bool_]
 def laplacian_encoding(adjacency: NDArray[np.bool_], dimension: int) -> NDArray[np.float32]:
     """Return the eigenvectors 2..dimension+1 of I - D^-1/2 A D^-1/2, by increasing eigenvalue (Dwivedi et al., 2020).
 
-    Each vector's entry of largest magnitude is positive. Eigenvalues that are equal, as the zeros of a network in
-    several components, leave the basis arbitrary: keep the encoding with the weights that were trained on it.
+    Each vector's entry of largest magnitude is positive, the first of them where several are equal but for rounding.
+    Eigenvalues that are equal, as the zeros of a network in several components, leave the basis arbitrary: keep the
+    encoding with the weights that were trained on it.
 
     Args:
         adjacency: adjacency (N, N).
@@ -359,6 +361,7 @@ def _encoding(adjacency: NDArray[np.bool_], dimension: int, exponent: float) -> 
     _, vectors = np.linalg.eigh(np.eye(len(linked)) - scale[:, None] * weights * scale[None, :])
     kept = vectors[:, 1 : dimension + 1]
     if kept.size:
-        largest = np.take_along_axis(kept, np.abs(kept).argmax(axis=0)[None, :], axis=0)
-        encoding[linked, : kept.shape[1]] = kept * np.sign(largest)
+        magnitude = np.abs(kept)
+        largest = (magnitude >= (1 - EQUAL) * magnitude.max(axis=0)).argmax(axis=0)
+        encoding[linked, : kept.shape[1]] = kept * np.sign(np.take_along_axis(kept, largest[None, :], axis=0))
     return encoding

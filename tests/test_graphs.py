@@ -303,7 +303,8 @@ def test_columns_are_orthonormal_eigenvectors_in_order(encode, exponent, dimensi
     np.testing.assert_allclose(laplacian @ encoding, encoding * eigenvalues.real[order], atol=1e-5)
     basis = np.linalg.qr(vectors.real[:, order])[0]
     np.testing.assert_allclose(basis @ (basis.T @ encoding), encoding, atol=1e-5)
-    rows = np.abs(encoding).argmax(axis=0)
+    magnitude = np.abs(encoding)
+    rows = (magnitude >= (1 - 1e-6) * magnitude.max(axis=0)).argmax(axis=0)  # a symmetric graph has several
     assert (encoding[rows, np.arange(dimension)] > 0).all()
 
 
