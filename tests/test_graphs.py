@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT
 from lib.graphs import (
+    EQUAL,
     Links,
     adjacency_matrix,
     build_graphs,
@@ -304,7 +305,7 @@ def test_columns_are_orthonormal_eigenvectors_in_order(encode, exponent, dimensi
     basis = np.linalg.qr(vectors.real[:, order])[0]
     np.testing.assert_allclose(basis @ (basis.T @ encoding), encoding, atol=1e-5)
     magnitude = np.abs(encoding)
-    rows = (magnitude >= (1 - 1e-6) * magnitude.max(axis=0)).argmax(axis=0)  # a symmetric graph has several
+    rows = (magnitude >= (1 - EQUAL) * magnitude.max(axis=0)).argmax(axis=0)  # a symmetric graph has several
     assert (encoding[rows, np.arange(dimension)] > 0).all()
 
 
