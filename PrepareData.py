@@ -7,10 +7,13 @@ import numpy as np
 
 from lib.command_line import ScriptParser
 from lib.config import load_config
-from lib.data import SPLITS, Prepared, last_known
+from lib.data.prepared import Prepared
+from lib.data.preparing import links_for, make_prepared, sensor_names, unlinked_sensors
+from lib.data.sensor_tables import is_table
+from lib.data.series import last_observed
+from lib.data.windowing import SPLITS
 from lib.errors import run_script
-from lib.preparation import links_for, make_prepared, sensor_names, unlinked_sensors
-from lib.tables import is_table
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
   python PrepareData.py --config configurations/PEMS04.conf
@@ -24,7 +27,7 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
     lines = []
     if prepared.missing is not None:
         steps = np.arange(len(prepared.missing))[:, None]
-        longest = np.where(prepared.missing, steps - last_known(prepared.missing), 0).max(axis=0)  # of each sensor
+        longest = np.where(prepared.missing, steps - last_observed(prepared.missing), 0).max(axis=0)  # of each sensor
         sensor = int(longest.argmax())
         targets = [f"{prepared.missing_targets(prepared.label_starts[split], horizon).sum():,}" for split in SPLITS]
         lines.append(
@@ -57,7 +60,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    config = load_config(arguments.config, arguments.set)
+    config = load_config(arguments.config, VARIANTS, arguments.set)
     for notice in config.notices:
         print(notice)
     links = links_for(config)

@@ -1,108 +1,113 @@
-"""Train the model with one part changed at a time, and write the table of what each part is worth."""
+"""Train a recipe with one part changed at a time, and write the table of what each part is worth."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from lib.command_line import ScriptParser
-from lib.comparison import FinishedRuns, Row, check_same_targets, group_row, read_runs, table_paths, write_tables
-from lib.config import DEVIATION_VARIANTS, OWN_SETTINGS, ModelConfig, load_config
+from lib.config import Config, load_config
 from lib.errors import InputError, nearest, run_script
-from lib.experiments import EXPERIMENTS, complete_run
 from lib.files import REPOSITORY_ROOT, check_writable
-from model.build import build_model, restore_model
+from lib.report.comparison import FinishedRuns, Row, check_same_targets, group_row, read_runs, table_paths, write_tables
+from lib.report.page import show_run
+from lib.run_folder import EXPERIMENTS
+from lib.runs import complete_run
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
   python ablation.py --config configurations/PEMS04.conf
-  python ablation.py --config configurations/DEMO.conf --seeds 2 --only full released-code
+  python ablation.py --config configurations/PEMS08.conf --recipe residual_mlp --seeds 2
+  python ablation.py --config configurations/DEMO.conf --only paper paper-no-large-branch released
 
-Interrupted, the same command goes on where it stopped. The first variant is what the others are compared with.
+Each row changes one setting: every switch of the variant that is on is turned off, and so on. Interrupted, the same
+command goes on where it stopped. The first row is what the others are compared with.
 """
 
 
-def without_each_part(variant: str) -> dict[str, tuple[str, ...]]:
-    """Return the rows of a variant that forecasts deviations: the whole, and without each of its own parts."""
-    chosen, early = f"Model.variant={variant}", "Training.early_samples={}".format
-    own = [key for key, variants in OWN_SETTINGS.items() if variants == DEVIATION_VARIANTS]
-    parts = [key for key in own if getattr(ModelConfig, key) is True]
-    return {
-        variant: (chosen, early("on")),
-        **{f"{variant}-no-{part.replace('_', '-')}": (chosen, early("on"), f"Model.{part}=off") for part in parts},
-        f"{variant}-8-harmonics": (chosen, early("on"), "Model.harmonics=8"),
-        f"{variant}-no-early-samples": (chosen, early("off")),
-    }
-
-
-ABLATIONS: dict[str, tuple[str, ...]] = {
-    "full": (),
-    "regular-patches": ("Model.deformable_patches=off",),
-    "small-kernels-only": ("Model.large_branch=off",),
-    "large-kernels-only": ("Model.small_branch=off",),
-    "no-similarity-graph": ("Graph.similarity=full",),
-    "no-topology-graph": ("Graph.topology=full",),
-    "no-laplacian-encoding": ("Model.laplacian_encoding=off",),
-    "cross-attention": ("Model.time_gate=off",),
-    "no-fine-tuning": ("Training.fine_tune_epochs=0",),
-    "gaussian-similarity": ("Graph.similarity=gaussian",),
-    "released-similarity": ("Graph.similarity=released",),
-    "dtw-of-all-days": ("Graph.dtw_rows=all",),
-    "released-code": ("Model.variant=released",),
-    **without_each_part("enhanced"),
-    **without_each_part("perceptron"),  # which is enhanced without the encoder
-}
+def ablations(config: Config, name: str) -> dict[str, tuple[str, ...]]:
+    """Return the rows of an ablation, none of which leaves all as it is: the name of each, and what it changes."""
+    variant, model, training = config.variant, config.model, config.training
+    rows: dict[str, tuple[str, ...]] = {name: ()}
+    for item in fields(model):
+        if getattr(model, item.name) is True:
+            rows[f"{name}-no-{item.name.replace('_', '-')}"] = (f"Model.{item.name}=off",)
+    if "harmonics" in {item.name for item in fields(model)}:
+        rows[f"{name}-8-harmonics"] = ("Model.harmonics=8",)
+    if variant.sees_other_sensors:
+        rows |= {
+            f"{name}-no-similarity-graph": ("Graph.similarity=full",),
+            f"{name}-no-topology-graph": ("Graph.topology=full",),
+            f"{name}-gaussian-similarity": ("Graph.similarity=gaussian",),
+            f"{name}-released-similarity": ("Graph.similarity=released",),
+            f"{name}-dtw-of-all-days": ("Graph.dtw_rows=all",),
+        }
+    if training.epochs:
+        rows[f"{name}-no-fine-tuning"] = ("Training.fine_tune_epochs=0",)
+    rows[f"{name}-no-padded-history"] = ("Training.padded_history=off",)
+    if variant.of_the_paper:
+        others = (other for other in VARIANTS.values() if other.of_the_paper and other is not variant)
+        rows |= {other.name: (f"Model.variant={other.name}",) for other in others}
+    own = {f"{key}={text}" for key, text in config.texts().items()}
+    return {row: changes for row, changes in rows.items() if not changes or not own.issuperset(changes)}
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line.
 
     Raises:
-        InputError: a variant is unknown.
+        InputError: there are no seeds.
     """
     parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
+    parser.add_argument("--recipe", help="settings over those of the INI file (default: none)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant, with seeds 1, 2, ... (default: 3)")
-    paper = [name for name in ABLATIONS if not name.startswith(DEVIATION_VARIANTS)]
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=paper,
-        metavar="VARIANT",
-        help=f"{', '.join(ABLATIONS)} (default: those of the paper, without enhanced... and perceptron...)",
-    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each row, with seeds 1, 2, ... (default: 3)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="some rows only (default: all)")
     parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
     parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         raise InputError(f"--seeds: found {arguments.seeds}, expected an integer of at least 1")
-    for name in arguments.only:
-        if name not in ABLATIONS:
-            raise InputError(
-                f"--only: found unknown variant '{name}', expected one of {', '.join(ABLATIONS)}"
-                f"{nearest(name, ABLATIONS)}"
-            )
     return arguments
 
 
-def rows(groups: list[FinishedRuns]) -> list[Row]:
-    """Return a row of the table for each variant, with what is changed."""
-    changed = [" ".join(ABLATIONS[group.name]) or "nothing" for group in groups]
+def chosen_rows(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Return the rows asked for, with the settings that each changes.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    base = load_config(arguments.config, VARIANTS, arguments.set, arguments.recipe)
+    rows = ablations(base, arguments.recipe or base.variant.name)
+    for name in arguments.only or ():
+        if name not in rows:
+            raise InputError(f"--only: found '{name}', expected one of {', '.join(rows)}{nearest(name, rows)}")
+    return {name: rows[name] for name in arguments.only or rows}
+
+
+def table_rows(groups: list[FinishedRuns], changes: dict[str, tuple[str, ...]]) -> list[Row]:
+    """Return a row of the table for each group, with what is changed."""
     return [
-        {"name": group.name, "changed": change, **group_row(group, groups[0])}
-        for group, change in zip(groups, changed, strict=True)
+        {"name": group.name, "changed": " ".join(changes[group.name]) or "nothing", **group_row(group, groups[0])}
+        for group in groups
     ]
 
 
 def main() -> None:
-    """Train what is missing, variant by variant, and rewrite the tables after each."""
+    """Train what is missing, row by row, and rewrite the tables after each."""
     arguments = parse_arguments()
+    changes = chosen_rows(arguments)
     seeds = [f"Training.seed={seed}" for seed in range(1, arguments.seeds + 1)]
     configs = {  # all before the first is trained: a fault in the last one shows at once
-        name: [load_config(arguments.config, [*arguments.set, *ABLATIONS[name], seed]) for seed in seeds]
-        for name in arguments.only
+        name: [
+            load_config(arguments.config, VARIANTS, [*arguments.set, *changed, seed], arguments.recipe)
+            for seed in seeds
+        ]
+        for name, changed in changes.items()
     }
-    config = configs[arguments.only[0]][0]
+    config = next(iter(configs.values()))[0]
     stem = arguments.results / config.data.dataset_name / "ablation"
     for path in table_paths(stem):
         check_writable(path, "--results")
@@ -112,10 +117,13 @@ def main() -> None:
         for one in with_seeds:
             run = f"ablation-{name}-seed{one.training.seed}"
             print(f"\n== {run} ==")
-            folders.append(complete_run(one, arguments.output, run, build_model, restore_model))
+            folder = complete_run(one, arguments.output, run, VARIANTS)
+            if not folder.page.exists():
+                show_run(folder, one)
+            folders.append(folder)
         groups.append(read_runs(name, folders))
         check_same_targets(groups)
-        write_tables(stem, "Ablation", rows(groups), groups, groups[0], config.data)
+        write_tables(stem, "Ablation", table_rows(groups, changes), groups, groups[0], config.data)
     print(f"\nwrote {stem}.csv and {stem.name}.md")
 
 

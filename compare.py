@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from lib.command_line import ScriptParser
-from lib.comparison import (
+from lib.errors import InputError, nearest, run_script
+from lib.files import check_writable
+from lib.report.comparison import (
     baseline_rows,
     best_baselines,
     check_same_targets,
@@ -14,18 +16,18 @@ from lib.comparison import (
     table_paths,
     write_tables,
 )
-from lib.config import load_settings
-from lib.errors import InputError, nearest, run_script
-from lib.experiments import SETTINGS
-from lib.figures import error_against_time, flow_unit, horizons_compared, save_figure
-from lib.files import check_writable
+from lib.report.figures import error_against_time, horizons_compared, save_figure
+from lib.report.text_tables import flow_unit
+from lib.run_folder import RunFolder
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
-  python compare.py --runs experiments/PEMS04/stid-* experiments/PEMS04/described-* --output results/PEMS04/comparison
-  python compare.py --runs experiments/DEMO/* --reference "stid (epochs 40)" --output comparison
+  python compare.py --runs experiments/PEMS04/stid-* experiments/PEMS04/paper-* --output results/PEMS04/comparison
+  python compare.py --runs experiments/DEMO/* --reference "stid (Training.epochs 40)" --output comparison
 
-Runs whose settings are equal but for the seed and [Runtime] (precision excepted) are one row, named by their variant;
-where several groups have the same variant, also by the settings in which they differ. Nothing is trained.
+Runs that differ by the seed alone, and by what [Runtime] says beside precision, are one row, named by their recipe, or
+by their variant where they are of no recipe; rows of the same name also by the settings in which they differ. Nothing
+is trained.
 """
 BASELINES_DRAWN = 2
 
@@ -52,8 +54,9 @@ def main() -> None:
     arguments = parse_arguments()
     stem: Path = arguments.output
     by_horizon, against_time = Path(f"{stem}_by_horizon.png"), Path(f"{stem}_against_time.png")
-    folders = group_folders(arguments.runs)
-    taken = [path for folder in arguments.runs for path in folder.iterdir()]
+    runs = [RunFolder(path) for path in arguments.runs]
+    folders = group_folders(runs, VARIANTS)
+    taken = [path for run in runs for path in run.path.iterdir()]
     figures = [path.with_suffix(suffix) for path in (by_horizon, against_time) for suffix in (".png", ".pdf")]
     for path in (*table_paths(stem), *figures):
         check_writable(path, "--output", *taken)
@@ -66,7 +69,7 @@ def main() -> None:
     check_same_targets(list(groups.values()))
     compared = list(groups.values())
     rows = [*baseline_rows(compared), *(group_row(group, groups[reference]) for group in compared)]
-    data = load_settings(arguments.runs[0] / SETTINGS).data
+    data = runs[0].read_config(VARIANTS).data
     print(write_tables(stem, "Comparison", rows, compared, groups[reference], data))
     unit, minutes = flow_unit(data.points_per_hour), 60 / data.points_per_hour
     maes = {name: group.by_horizon() for name, group in groups.items()}

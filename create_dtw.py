@@ -5,10 +5,11 @@ from typing import get_args
 
 from lib.command_line import ScriptParser
 from lib.config import load_config
+from lib.data.dtw import Method, Rows
+from lib.data.preparing import make_distance, prepared_for
 from lib.devices import choose_device
-from lib.dtw import Method, Rows
 from lib.errors import run_script
-from lib.preparation import make_distance, prepared_for
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
   python create_dtw.py --config configurations/PEMS04.conf
@@ -38,7 +39,7 @@ def main() -> None:
     flags = {"dtw_method": arguments.method, "dtw_radius": arguments.radius, "dtw_rows": arguments.rows}
     changed = [f"Graph.{key}={value}" for key, value in flags.items() if value is not None]
     device = [] if arguments.device is None else [f"Runtime.device={arguments.device}"]
-    config = load_config(arguments.config, [*arguments.set, *changed, *device])
+    config = load_config(arguments.config, VARIANTS, [*arguments.set, *changed, *device])
     for notice in config.notices:
         print(notice)
     choose_device(config.runtime.device)  # one that is not there stops before anything is written

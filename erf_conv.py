@@ -2,20 +2,22 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lib.command_line import ScriptParser
-from lib.config import ENCODER_VARIANTS
+from lib.data.graphs import adjacency_matrix, hop_distances
+from lib.data.preparing import links_for, window_shape
+from lib.data.windowing import evenly_spaced
 from lib.errors import InputError, run_script
-from lib.experiments import open_run
-from lib.graphs import adjacency_matrix, hop_distances
-from lib.preparation import links_for, window_shape
-from lib.receptive_field import choose_nodes, evenly_spaced, receptive_field, save_receptive_field, summary
-from model.build import restore_model
+from lib.report.receptive_field import choose_nodes, receptive_field, save_receptive_field, summary
+from lib.run_folder import RunFolder
+from lib.runs import open_run
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
-  python erf_conv.py --run experiments/PEMS04/described-seed1
-  python erf_conv.py --run experiments/PEMS04/described-seed1 --layer encoder.0.temporal --node 17
-  python erf_conv.py --run experiments/PEMS04/described-seed1 --layer front_end.blocks.0 --node all --samples 200
+  python erf_conv.py --run experiments/PEMS04/paper-seed1
+  python erf_conv.py --run experiments/PEMS04/paper-seed1 --layer encoder.0.temporal --node 17
+  python erf_conv.py --run experiments/PEMS04/paper-seed1 --layer front_end.blocks.0 --node all --samples 200
 
 By default two pictures are made: of the large kernels' output (front_end), and of the encoder's last layer, before the
 LayerNorm that would hide the mean over channels. A layer is any module that the encoder runs and whose output has the
@@ -51,16 +53,17 @@ def main() -> None:
         InputError: the run's model has no encoder.
     """
     arguments = parse_arguments()
-    run = open_run(arguments.run.resolve(), restore_model, arguments.device)
+    run = open_run(RunFolder(arguments.run.resolve()), VARIANTS, arguments.device)
     config = run.config
-    if (variant := config.model.variant) not in ENCODER_VARIANTS:
-        raise InputError(f"--run: found variant = {variant} in {run.folder}, expected {', '.join(ENCODER_VARIANTS)}")
+    if not config.variant.has_encoder:
+        expected = ", ".join(name for name, variant in VARIANTS.items() if variant.has_encoder)
+        raise InputError(f"--run: found variant = {config.variant.name} in {run.folder}, expected {expected}")
     hops = hop_distances(adjacency_matrix(links_for(config), config.data.num_of_vertices))
     nodes = choose_nodes(arguments.node, hops)
     label_starts = evenly_spaced(run.prepared.label_starts["test"], arguments.samples)
     segments = [name for name, _ in window_shape(config).segments]
-    default = ("front_end", f"encoder.{config.training.num_layers - 1}")
-    for layer in (arguments.layer,) if arguments.layer else default:
+    model: Any = run.model
+    for layer in (arguments.layer,) if arguments.layer else model.receptive_field_layers:
         field = receptive_field(
             run.model,
             layer,

@@ -4,21 +4,22 @@ import sys
 from pathlib import Path
 
 from lib.command_line import ScriptParser
-from lib.config import load_config
+from lib.config import CONFIGURATIONS, load_config
 from lib.errors import InputError, nearest, run_script
-from lib.experiments import EXPERIMENTS
 from lib.files import REPOSITORY_ROOT, check_writable, written_whole
-from lib.paper_tables import collect, read_published, render
+from lib.report.paper_tables import collect, read_published, render
+from lib.run_folder import EXPERIMENTS
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
   python paper_tables.py                                  # PEMS03, 04, 07 and 08
   python paper_tables.py --dataset PEMS04 PEMS08 --format tex --output tables.tex
   python paper_tables.py --config configurations/DEMO.conf
 
-A run counts when its settings are those of its configuration but for seed, variant and [Runtime], or those that
-baselines.py trains with; others are named on the standard error output. Cells that have not been measured stay empty.
+A run counts when its settings are those of its configuration under one of the recipes, but for the seed and what
+[Runtime] says beside precision; others are named on the standard error output, with the first setting that differs.
+Cells that have not been measured stay empty.
 """
-CONFIGURATIONS = REPOSITORY_ROOT / "configurations"
 
 
 def main() -> None:
@@ -41,8 +42,8 @@ def main() -> None:
     published_path = REPOSITORY_ROOT / "results" / "published.csv"
     if arguments.output is not None:
         check_writable(arguments.output, "--output", published_path, *paths)
-    datasets = [load_config(path).data.dataset_name for path in paths]
-    collections = [collect(path, arguments.experiments) for path in paths]
+    datasets = [load_config(path, VARIANTS).data.dataset_name for path in paths]
+    collections = [collect(path, arguments.experiments, VARIANTS) for path in paths]
     for dataset, collection in zip(datasets, collections, strict=True):
         for reason in collection.left_out:
             print(f"left out {dataset}/{reason}", file=sys.stderr)

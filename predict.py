@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.checkpoints import BEST
 from lib.command_line import ScriptParser
-from lib.config import TIMED_VARIANTS
 from lib.errors import InputError, run_script
 from lib.files import check_writable
-from lib.forecasting import (
+from lib.inference import (
     Forecaster,
     forecast_flow,
     load_forecaster,
@@ -18,15 +16,16 @@ from lib.forecasting import (
     next_step_of_week,
     read_history,
     save_forecast,
-    score_known,
+    score_observed,
 )
-from lib.reporting import table
-from model.build import restore_model
+from lib.report.text_tables import table
+from lib.run_folder import RunFolder
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
-  python predict.py --run experiments/PEMS04/described-seed1 --input today.csv
-  python predict.py --run experiments/PEMS04/described-seed1 --input today.csv --output next_hour.csv --max-gap 6
-  python predict.py --run experiments/PEMS04/described-seed1 --input data/PEMS04/PEMS04.npz --evaluate
+  python predict.py --run experiments/PEMS04/paper-seed1 --input today.csv
+  python predict.py --run experiments/PEMS04/paper-seed1 --input today.csv --output next_hour.csv --max-gap 6
+  python predict.py --run experiments/PEMS04/paper-seed1 --input data/PEMS04/PEMS04.npz --evaluate
 
 Of the run only best.pt is read; its data need not be there. The input is an npz archive as for training, or a .csv or
 .parquet table with a column of times and one column a sensor. Missing values are filled linearly between those before
@@ -55,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
     )
     arguments = parser.parse_args()
-    check_writable(arguments.output, "--output", arguments.input, arguments.run / BEST)
+    check_writable(arguments.output, "--output", arguments.input, RunFolder(arguments.run).best)
     if arguments.max_gap is not None and arguments.max_gap < 0:
         raise InputError(f"--max-gap: found {arguments.max_gap}, expected a number of steps of at least 0")
     return arguments
@@ -70,7 +69,7 @@ def predict(forecaster: Forecaster, source: Path, output: Path, max_gap: int, ev
     inputs, filled = model_inputs(history, forecaster.offsets, max_gap)
     first, last = history.label(len(history.flow) - forecaster.steps_needed), history.label(len(history.flow) - 1)
     print(f"{source}: the forecast needs {forecaster.steps_needed} steps before it: read {first} .. {last}")
-    if history.start is None and forecaster.config.model.variant in TIMED_VARIANTS:
+    if history.start is None and forecaster.config.variant.needs_calendar:
         start = forecaster.config.data.start
         print(f"{source} has no times, and the forecast depends on them: step 0 is taken for {start}, as in training")
     if filled:
@@ -84,7 +83,7 @@ def predict(forecaster: Forecaster, source: Path, output: Path, max_gap: int, ev
 
     if evaluate:
         truth = read.flow[len(history.flow) :].T  # (N, P)
-        errors = score_known(forecast, truth)
+        errors = score_observed(forecast, truth)
         minutes = 60 / forecaster.config.data.points_per_hour
         rows = {f"{step * minutes:g} min": row for step, row in enumerate(errors.by_horizon(), start=1)}
         print(f"\nScored on {np.isfinite(truth).sum()} values of {source}, in vehicles a step:\n")
@@ -94,7 +93,7 @@ def predict(forecaster: Forecaster, source: Path, output: Path, max_gap: int, ev
 def main() -> None:
     """Load the run and forecast."""
     arguments = parse_arguments()
-    forecaster = load_forecaster(arguments.run.resolve(), restore_model, arguments.device)
+    forecaster = load_forecaster(RunFolder(arguments.run.resolve()), VARIANTS, arguments.device)
     hour = forecaster.config.data.points_per_hour
     max_gap = hour if arguments.max_gap is None else arguments.max_gap
     predict(forecaster, arguments.input, arguments.output, max_gap, arguments.evaluate)

@@ -4,17 +4,17 @@ import argparse
 from pathlib import Path
 
 from lib.command_line import ScriptParser
-from lib.config import load_settings
 from lib.errors import run_script
-from lib.experiments import SETTINGS
-from lib.files import load_json
-from lib.report_page import make_report
-from lib.reporting import DAYS_DRAWN, METRICS, print_results
+from lib.report.page import make_report
+from lib.report.results import DAYS_DRAWN
+from lib.report.text_tables import print_results
+from lib.run_folder import RunFolder
+from model.variants import VARIANTS
 
 EXAMPLES = """examples:
-  python report.py --run experiments/PEMS04/described-seed1
-  python report.py --run experiments/PEMS04/described-seed1 --sensors 3 17 --days 2
-  python report.py --run experiments/PEMS04/described-seed1 --sensors 3 --days 1 --first-day 5
+  python report.py --run experiments/PEMS04/paper-seed1
+  python report.py --run experiments/PEMS04/paper-seed1 --sensors 3 17 --days 2
+  python report.py --run experiments/PEMS04/paper-seed1 --sensors 3 --days 1 --first-day 5
 
 Nothing is trained again. Figures go to the run's folder figures/, PNG and PDF, in place of older ones of that name.
 """
@@ -42,10 +42,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Make figures and page, and print the results and their paths."""
     arguments = parse_arguments()
-    folder = arguments.run.resolve()
-    config = load_settings(folder / SETTINGS)
+    folder = RunFolder(arguments.run.resolve())
+    config = folder.read_config(VARIANTS)
     written = make_report(folder, config, arguments.sensors, arguments.days, arguments.first_day)
-    print_results(load_json(folder / METRICS), config)
+    print_results(folder.read_metrics(), config)
     print("\nwrote", *written, sep="\n  ")
 
 

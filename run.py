@@ -1,38 +1,29 @@
-"""Train DTG-LKNet, test its best weights, and write all results into a folder of their own."""
+"""Train a network, test its best weights, and write all results into a folder of their own."""
 
 import argparse
-from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
-
-from lib.checkpoints import BEST, LAST, load_checkpoint, load_tensors, other_network, save_tensors
+from lib.checkpoints import load_checkpoint, restored, save_tensors
 from lib.command_line import ScriptParser
-from lib.config import Config, load_config
+from lib.config import Config, load_config, recipe_names, settings_table
 from lib.errors import InputError, run_script
-from lib.experiments import (
-    EXPERIMENTS,
-    SETTINGS,
-    complete_run,
-    dry_run,
-    finish_experiment,
-    report_test,
-    resume_experiment,
-    run_name,
-    start_experiment,
-)
 from lib.files import check_writable
-from model.build import build_model, restore_model
-from model.released_weights import is_exportable, is_released, load_weights, released_checkpoint
+from lib.report.page import show_run
+from lib.run_folder import EXPERIMENTS, RunFolder, check_run_name
+from lib.runs import TrainingRun, complete_run, dry_run, finish_run, resume_run, score_run, start_run
+from model.variants import VARIANTS
 
-EXAMPLES = """examples:
+EXAMPLES = f"""examples:
   python run.py --config configurations/PEMS04.conf --seed 1
+  python run.py --config configurations/PEMS04.conf --recipe residual_mlp stid --seed 1 2 3
   python run.py --config configurations/PEMS04.conf --set Training.batch_size=8 --name small-batches
-  python run.py --config configurations/PEMS04.conf --seed 1 2 3 4 5
   python run.py --config configurations/PEMS04.conf --dry-run
   python run.py --resume experiments/PEMS04/small-batches
-  python run.py --config configurations/PEMS04.conf --set Model.variant=released --test-only --weights epoch50
+  python run.py --config configurations/PEMS04.conf --recipe released --test-only --weights epoch50
+
+recipes, the files in configurations/recipes/: {", ".join(recipe_names())}
+Interrupted, a command with several recipes or seeds goes on where it stopped.
 """
 SETTING_FLAGS = {
     "epochs": "Training.epochs",
@@ -51,12 +42,14 @@ def parse_arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, help="INI file of the data set: start a new run")
     source.add_argument("--resume", type=Path, metavar="DIR", help="run folder: go on from its last checkpoint")
+    source.add_argument("--settings", action="store_true", help="print a table of all settings")
+    parser.add_argument("--recipe", nargs="+", help="settings over those of the INI file; several make a run each")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
     parser.add_argument("--seed", nargs="+", help="seed of weights, order and dropout; several make a run each")
     parser.add_argument("--epochs", help="epochs of stage 1, teacher forcing")
     parser.add_argument("--fine-tune-epochs", help="epochs of stage 2, through the rollout")
     parser.add_argument("--device", help="auto, cpu, cuda or mps (default: the INI's, or auto)")
-    parser.add_argument("--name", help="name of the run's folder (default: variant, seed and time)")
+    parser.add_argument("--name", help="name of the run's folder (default: recipe or variant, seed and time)")
     parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything; keeps nothing")
     parser.add_argument(
@@ -65,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--test-only", action="store_true", help="test the weights without training")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the best weights as the released code would")
     arguments = parser.parse_args()
-    for flag in ("set", "seed", "epochs", "fine_tune_epochs", "name", "dry_run", "weights", "test_only"):
+    for flag in ("recipe", "set", "seed", "epochs", "fine_tune_epochs", "name", "dry_run", "weights", "test_only"):
         if arguments.resume and getattr(arguments, flag) not in (None, [], False):
             raise InputError(f"--resume: found --{flag.replace('_', '-')} too, expected the run's own settings alone")
     if arguments.test_only and not arguments.weights:
@@ -74,25 +67,37 @@ def parse_arguments() -> argparse.Namespace:
         if arguments.dry_run and getattr(arguments, flag):
             other = f"--{flag.replace('_', '-')}"
             raise InputError(f"--dry-run: found {other} too, expected one of them: a dry run trains and keeps nothing")
-    for flag in ("weights", "export", "dry_run"):
-        if len(arguments.seed or ()) > 1 and getattr(arguments, flag):
-            raise InputError(f"--seed: found several with --{flag.replace('_', '-')}, expected one")
+    for several in ("recipe", "seed"):
+        for flag in ("weights", "export", "dry_run"):
+            if len(getattr(arguments, several) or ()) > 1 and getattr(arguments, flag):
+                raise InputError(f"--{several}: found several with --{flag.replace('_', '-')}, expected one")
     if arguments.export:
-        resumed = [arguments.resume / name for name in (SETTINGS, LAST, BEST)] if arguments.resume else []
-        check_writable(arguments.export, "--export", arguments.config, arguments.weights, *resumed)
+        resumed = RunFolder(arguments.resume) if arguments.resume else None
+        files = [resumed.settings, resumed.last, resumed.best] if resumed else []
+        check_writable(arguments.export, "--export", arguments.config, arguments.weights, *files)
     return arguments
 
 
-def read_configs(arguments: argparse.Namespace) -> list[Config]:
-    """Read the INI file, once for each seed; a flag is a setting said otherwise, and is checked like one."""
+def read_configs(arguments: argparse.Namespace) -> dict[str, Config]:
+    """Read the settings of each recipe and seed, by the beginning of the run's name.
+
+    A flag is a setting said otherwise, and is checked like one.
+    """
     flags = {flag: getattr(arguments, flag) for flag in SETTING_FLAGS}
     changes = [
         *arguments.set,
         *(f"{SETTING_FLAGS[flag]}={value}" for flag, value in flags.items() if value is not None),
     ]
-    seeds = [[f"Training.seed={seed}"] for seed in arguments.seed or ()]
-    configs = [load_config(arguments.config, [*changes, *seed]) for seed in seeds or [[]]]
-    for notice in configs[0].notices:
+    configs = {}
+    for recipe in arguments.recipe or [None]:
+        for seed in [[f"Training.seed={seed}"] for seed in arguments.seed or ()] or [[]]:
+            config = load_config(arguments.config, VARIANTS, [*changes, *seed], recipe)
+            own = recipe or config.variant.name
+            prefix = own if arguments.name is None else arguments.name
+            if arguments.name is not None and len(arguments.recipe or ()) > 1:
+                prefix = f"{arguments.name}-{own}"
+            configs[f"{prefix}-seed{config.training.seed}"] = config
+    for notice in next(iter(configs.values())).notices:
         print(notice)
     return configs
 
@@ -103,66 +108,59 @@ def check_exportable(config: Config) -> None:
     Raises:
         InputError: it has no such model.
     """
-    variant = config.model.variant
-    if variant not in ("described", "released"):
+    if config.variant.to_released is None:
+        exportable = " or ".join(name for name, variant in VARIANTS.items() if variant.to_released)
         raise InputError(
-            f"--export: found variant {variant}, expected described or released, whose code the file is for"
+            f"--export: found variant {config.variant.name}, expected {exportable}, whose code the file is for"
         )
 
 
-def builder(weights: Path) -> Callable[..., nn.Module]:
-    """Return what builds the model with the weights of a file, of this project or of the released code."""
-
-    def build_with_weights(*graphs: Tensor, **arguments: Any) -> nn.Module:
-        model, checkpoint = build_model(*graphs, **arguments), load_tensors(weights)
-        try:
-            load_weights(model, checkpoint)
-        except ValueError as error:
-            raise InputError(f"{weights}: {error}{other_network(checkpoint, arguments)}") from None
-        if is_released(checkpoint):
-            print(f"{weights}: a checkpoint of the released code, which lacks its Laplacian encoding: the one computed")
-            print("here has another basis where eigenvalues are equal, so results may differ from those of its author")
-        return model
-
-    return build_with_weights
+def export(run: TrainingRun, path: Path) -> None:
+    """Write the best weights of a run as the released code would."""
+    assert run.config.variant.to_released is not None  # check_exportable saw to it
+    best = restored(run.folder.best, load_checkpoint(run.folder.best), run.config)
+    save_tensors(path, run.config.variant.to_released(best))
+    print(f"wrote {path}, with the names of the released code")
 
 
 def main() -> None:
-    """Start or resume a run, try one out, or test weights."""
+    """Start or resume a run, or several, try one out, or test weights."""
     arguments = parse_arguments()
+    if arguments.settings:
+        print(settings_table(VARIANTS), end="")
+        return
     if arguments.resume:
-        experiment = resume_experiment(arguments.resume.resolve(), restore_model, arguments.device)
+        run = resume_run(RunFolder(arguments.resume.resolve()), VARIANTS, arguments.device)
         if arguments.export:
-            check_exportable(experiment.config)
+            check_exportable(run.config)
     else:
-        config, *others = read_configs(arguments)
+        configs = read_configs(arguments)
+        name, config = next(iter(configs.items()))
         if arguments.export:
             check_exportable(config)
         if arguments.name is not None:
-            run_name(config, arguments.name)  # before it becomes part of several names
-        if others:  # named by seed, so that the same command goes on where it stopped
-            for one in (config, *others):
-                name = f"{one.model.variant if arguments.name is None else arguments.name}-seed{one.training.seed}"
+            check_run_name(arguments.name)  # before it becomes part of several names
+        if len(configs) > 1:  # named by recipe and seed, so that the same command goes on where it stopped
+            for name, config in configs.items():
                 print(f"\n== {name} ==")
-                complete_run(one, arguments.output, name, build_model, restore_model)
+                folder = complete_run(config, arguments.output, name, VARIANTS)
+                if not folder.page.exists():
+                    show_run(folder, config)
             return
-        build = builder(arguments.weights) if arguments.weights else build_model
         if arguments.dry_run:
-            print(dry_run(config, build))
+            print(dry_run(config, arguments.weights))
             return
-        experiment = start_experiment(config, arguments.output, arguments.name, build)
-    print(f"run folder: {experiment.folder}")
+        name = arguments.name or f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+        run = start_run(config, arguments.output, name, arguments.weights)
+    print(f"run folder: {run.folder}")
     if arguments.test_only:
-        experiment.trainer.save(BEST)
-        figures = report_test(experiment)
+        run.trainer.save_best()
+        score_run(run)
     else:
-        figures = finish_experiment(experiment)
-    print("\nlook at:", *figures, sep="\n  ")
+        finish_run(run)
+    print("\nlook at:", *show_run(run.folder, run.config), sep="\n  ")
     if arguments.export:
-        best = restore_model(experiment.trainer.extra["model"], load_checkpoint(experiment.folder / BEST)["weights"])
-        assert is_exportable(best)  # check_exportable saw to it
-        save_tensors(arguments.export, released_checkpoint(best))
-        print(f"wrote {arguments.export}, with the names of the released code")
+        export(run, arguments.export)
 
 
 if __name__ == "__main__":

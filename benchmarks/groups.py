@@ -37,8 +37,11 @@ from benchmarks.workloads import (
     step,
     synthetic_series,
 )
-from lib.data import FLOW, Calendar, Windows, WindowShape, prepare, save_prepared
-from lib.dtw import dtw_matrix, mean_days
+from lib.data.dtw import dtw_matrix, mean_days
+from lib.data.prepared import prepare, save_prepared
+from lib.data.series import FLOW
+from lib.data.windowing import Calendar, WindowShape
+from lib.data.windows import Windows
 from lib.training import evaluate
 
 CPU = torch.device("cpu")
@@ -178,7 +181,7 @@ def windows_difference(series: NDArray[np.float64], shape: WindowShape) -> float
     for split, starts in prepared.label_starts.items():
         np.testing.assert_array_equal(plain[f"{split}_timestamp"][:, 0], starts)
         batch = windows.batch(torch.from_numpy(starts))
-        fast[f"{split}_x"], fast[f"{split}_target"] = batch.series.double(), batch.flow.double()
+        fast[f"{split}_x"], fast[f"{split}_target"] = batch.inputs.series.double(), batch.flow.double()
     cut = {name: plain[name][:, :, FLOW] if name.endswith("_x") else plain[name] for name in fast}
     tensors = {name: torch.from_numpy(array).double() for name, array in cut.items()}
     return max(largest_difference({name: fast[name]}, {name: tensor}) for name, tensor in tensors.items())

@@ -12,26 +12,18 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.workloads import (
-    Graph,
-    Kind,
-    NetworkName,
-    NetworkSizes,
-    Workload,
-    load_workload,
-    save_workload,
-    step,
-)
+from benchmarks.workloads import Kind, NetworkName, NetworkSizes, Workload, load_workload, save_workload, step
+from lib.data.windowing import WindowShape
 from lib.devices import configure_cpu
 from lib.devices import peak_memory as peak_of_process
 from lib.files import REPOSITORY_ROOT
+from lib.interface import Graphs
 
 STATUS = Path("/proc/self/status")
 
@@ -46,7 +38,7 @@ def peak_memory(kind: Kind, name: NetworkName, workload: Workload) -> int:
             "name": name,
             "path": str(path),
             "sizes": asdict(workload.sizes),
-            "patch_len": workload.patch_len,
+            "windows": asdict(workload.windows),
             "device": str(workload.device),
             "threads": torch.get_num_threads(),
         }
@@ -82,11 +74,10 @@ def _take_step(kind: Kind, name: NetworkName, workload: Workload) -> None:
 
 def _tiny(workload: Workload) -> Workload:
     """Return a workload of 2 sensors: what it leaves behind, loaded libraries above all, is the interpreter's own."""
-    everything = np.ones((2, 2), dtype=np.bool_)
-    encoding = np.zeros((2, workload.graph.laplacian_encoding.shape[1]), dtype=np.float32)
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    graphs = Graphs(everything, everything, torch.zeros(2, workload.graphs.laplacian_encoding.shape[1]))
     series, start, target = (x[:1, :2] for x in (workload.series, workload.start, workload.target))
-    graph = Graph(everything, everything, encoding)
-    return Workload(workload.sizes, workload.patch_len, graph, series, start, target, workload.device)
+    return replace(workload, graphs=graphs, series=series, start=start, target=target)
 
 
 def main() -> None:
@@ -95,8 +86,8 @@ def main() -> None:
     configure_cpu(description["threads"])
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device(description["device"])
-    sizes = NetworkSizes(**description["sizes"])
-    workload = load_workload(Path(description["path"]), sizes, description["patch_len"], device)
+    windows, sizes = WindowShape(**description["windows"]), NetworkSizes(**description["sizes"])
+    workload = load_workload(Path(description["path"]), windows, sizes, device)
     kind, name = description["kind"], description["name"]
     _take_step(kind, name, _tiny(workload))
     if device.type == "cuda":

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.interface import Inputs
 from model.attention import SpatialAttention, TemporalAttention, TimeGatedConvolution, TokenConvolution
 from model.deformable_patches import DeformablePatches
-from model.dtg_lknet import DecoderLayer, DTGLKNet, EncoderLayer, LargeKernelFrontEnd, NodeTokenEmbedding
+from model.dtg_lknet import DecoderLayer, DTGLKNet
+from model.encoder import EncoderLayer, LargeKernelFrontEnd, NodeTokenEmbedding
 from model.large_kernels import DepthwiseConvolution, LargeKernelBlock
 
 
@@ -264,7 +266,7 @@ class PlainDecoderLayer(nn.Module):
 
 
 class PlainDTGLKNet(nn.Module):
-    """The network of `fast`, a described model with all of its parts and without dropout, with copies of its weights.
+    """The network of `fast`, the paper's with all of its parts and without dropout, with copies of its weights.
 
     Raises:
         ValueError: a part is left out, or there is dropout.
@@ -277,10 +279,11 @@ class PlainDTGLKNet(nn.Module):
     def __init__(self, fast: DTGLKNet) -> None:
         super().__init__()
         if type(fast) is not DTGLKNet or fast.encoder_embedding.dropout.p:
-            raise ValueError("expected a described model without dropout")
+            raise ValueError("expected the paper's network without dropout")
         self.horizon = fast.horizon
-        for name in ("similarity_mask", "topology_mask", "laplacian_encoding"):
-            self.register_buffer(name, getattr(fast, name))
+        self.register_buffer("similarity_mask", fast.similarity_graph.allowed)
+        self.register_buffer("topology_mask", fast.topology_graph.allowed)
+        self.register_buffer("laplacian_encoding", fast.laplacian_encoding)
         self.front_end = PlainFrontEnd(fast.front_end)
         self.encoder_embedding = PlainEmbedding(fast.encoder_embedding)
         self.encoder = nn.ModuleList(map(PlainEncoderLayer, fast.encoder))  # type: ignore[arg-type]
@@ -306,21 +309,17 @@ class PlainDTGLKNet(nn.Module):
             x = layer(x, memory, self.topology_mask)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
-    def forward(
-        self, series: Tensor, values: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
-    ) -> Tensor:
-        """Forecast (B, N, P) from the series (B, N, L) and the value before each target step (B, N, P)."""
-        del step_of_week, usual
-        return self.decode(values, self.encode(series))
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Forecast (B, N, P): each step from the true value before it (`inputs.teacher`), or else from its own."""
+        if inputs.teacher is None:
+            return self.rollout(inputs.series, inputs.start)
+        return self.decode(inputs.teacher, self.encode(inputs.series))
 
-    def rollout(
-        self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
-    ) -> Tensor:
+    def rollout(self, series: Tensor, start: Tensor) -> Tensor:
         """Forecast (B, N, P) from the series (B, N, L) and a start value (B, N).
 
         The sequence so far is decoded from its beginning at every step, and all of its forecasts are made anew.
         """
-        del step_of_week, usual
         memory = self.encode(series)
         values = start.unsqueeze(-1)  # (B, N, 1)
         for _ in range(self.horizon):

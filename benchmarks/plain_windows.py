@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.data import FLOW, WindowShape
+from lib.data.series import FLOW
+from lib.data.windowing import WindowShape
 
 Windows = dict[str, NDArray[Any]]
 

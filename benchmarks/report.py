@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from benchmarks.limits import CLASSES, Limit
 from benchmarks.measure import Comparison
 from lib.devices import describe_device
-from lib.figures import COLOURS, save_figure
 from lib.files import load_json, save_json, written_whole
+from lib.report.figures import COLOURS, save_figure
 
 # Of each unit: size, name, and the least figure that it is shown in; the first that fits.
 UNITS = {

@@ -1,14 +1,14 @@
 """What is measured: simulated road networks and series in the shapes of the data sets, and the steps over them.
 
 The official series are not part of this repository, and neither time nor memory depends on their values. They do depend
-on the graphs, so these are built by `lib.graphs` from simulated roads and days.
+on the graphs, so these are built by `lib.data.graphs` from simulated roads and days.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,19 +18,24 @@ from scipy.spatial import Delaunay
 from torch import Tensor, nn
 
 from benchmarks.plain_model import PlainDTGLKNet
-from lib.acceleration import accelerate
 from lib.config import RuntimeConfig
-from lib.data import Batch, Calendar, WindowShape, prepare
-from lib.data import Windows as PreparedWindows
-from lib.dtw import dtw_matrix
+from lib.data.dtw import dtw_matrix
+from lib.data.graphs import Links, SensorGraphs, build_graphs
+from lib.data.prepared import prepare
+from lib.data.windowing import Calendar, WindowShape
+from lib.data.windows import Batch, Windows
 from lib.files import load_npz, save_npz
-from lib.graphs import Graphs, Links, build_graphs
-from lib.training import mean_loss, rollout
-from model.dtg_lknet import DTGLKNet
+from lib.interface import Graphs, Inputs, Sizes
+from lib.losses import mean_loss
+from lib.precision import accelerate
+from model.dtg_lknet import DTGLKNet, PaperSettings
+from model.encoder import LARGE_KERNELS
 
 LINKS_PER_SENSOR = 1.1  # PEMS04 has 340 links between 307 sensors: a mean degree of 2.2
 STEPS_PER_DAY = 288
 SEED = 1
+GRAPH_NAMES = ("similarity", "topology", "laplacian_encoding")  # in a file
+BATCH_NAMES = ("series", "start", "target")
 
 Kind = Literal["training step", "fine-tuning step", "forecast"]
 OwnName = Literal["fast", "checkpointed"]  # without and with gradient checkpointing
@@ -75,58 +80,51 @@ PEMS07 = Shape("PEMS07", 883, 28224, 1, SHIPPED_WINDOWS, compared_batch=1)
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """The sizes of the network, by default those of the shipped configurations."""
+    """The sizes of the network that do not follow from windows, by default those of the shipped configurations."""
 
     layers: int = 4
     channels: int = 64
     heads: int = 8
-    large_kernels: tuple[int, ...] = (15, 17, 21, 27, 35, 55)
+    large_kernels: tuple[int, ...] = LARGE_KERNELS
 
 
 SHIPPED_SIZES = NetworkSizes()
 
 
-class Graph(NamedTuple):
-    """What the network knows of the sensors: two masks (N, N) and the Laplacian encoding (N, C)."""
-
-    similarity_mask: NDArray[np.bool_]
-    topology_mask: NDArray[np.bool_]
-    laplacian_encoding: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
-    """A network's sizes, its graph, and one batch: all that a step needs, as plain arrays that fit into a file.
+    """A network's sizes, its graphs, and one batch: all that a step needs.
 
     Attributes:
+        windows: which hours a forecast sees.
         sizes: of the network.
-        patch_len: steps of a patch.
-        graph: of the sensors.
-        series, start, target: (B, N, L), (B, N), (B, N, P), as in `lib.data.Batch`.
-        device: where it computes.
+        graphs: of the sensors.
+        series, start, target: (B, N, L), (B, N), (B, N, P), scaled, as in a `lib.data.windows.Batch`.
+        device: where it computes; the tensors above are on the CPU.
     """
 
+    windows: WindowShape
     sizes: NetworkSizes
-    patch_len: int
-    graph: Graph
-    series: NDArray[np.float32]
-    start: NDArray[np.float32]
-    target: NDArray[np.float32]
+    graphs: Graphs
+    series: Tensor
+    start: Tensor
+    target: Tensor
     device: torch.device
 
     def network(self, name: OwnName = "fast") -> DTGLKNet:
         """Return the network with its first weights, but for patches that have moved: only those need interpolation."""
         torch.manual_seed(SEED)
-        network = DTGLKNet(
-            *map(torch.from_numpy, self.graph),
-            input_steps=self.series.shape[2],
-            horizon=self.target.shape[2],
-            patch_len=self.patch_len,
-            layers=self.sizes.layers,
+        sizes = Sizes(
+            steps_per_hour=self.windows.points_per_hour,
+            weeks=self.windows.weeks,
+            days=self.windows.days,
+            hours=self.windows.hours,
+            horizon=self.windows.horizon,
             channels=self.sizes.channels,
+            layers=self.sizes.layers,
             heads=self.sizes.heads,
-            large_kernels=self.sizes.large_kernels,
         )
+        network = DTGLKNet(self.graphs, sizes, PaperSettings(large_kernels=self.sizes.large_kernels))
         nn.init.normal_(network.front_end.patches.predictor[-1].weight, std=0.1)  # type: ignore[index,union-attr]
         network.to(self.device)
         if name == "checkpointed":
@@ -139,8 +137,8 @@ class Workload:
 
     def batch(self) -> Batch:
         """Return the batch, on the device."""
-        series, start, target = (torch.from_numpy(x).to(self.device) for x in (self.series, self.start, self.target))
-        return Batch(series, start, target, target, torch.zeros(len(series), dtype=torch.int64, device=self.device))
+        inputs = Inputs(self.series, self.start, torch.zeros(len(self.series), dtype=torch.int64))
+        return Batch(inputs, self.target, flow=self.target).to(self.device)
 
 
 def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
@@ -150,7 +148,7 @@ def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
 
         @torch.no_grad()
         def forecast() -> Tensor:
-            return rollout(network, batch)
+            return network(batch.inputs)
 
         return forecast
 
@@ -158,12 +156,8 @@ def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0)
 
     def train() -> Tensor:
-        forecast = (
-            rollout(network, batch)
-            if kind == "fine-tuning step"
-            else network(batch.series, batch.teacher, batch.step_of_week)
-        )
-        loss = mean_loss(forecast, batch)
+        forecast = network(batch.inputs if kind == "fine-tuning step" else batch.with_teacher)
+        loss = mean_loss("mae", forecast, batch.target, batch.observed)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), torch.inf)
@@ -174,16 +168,17 @@ def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
 
 
 def save_workload(path: Path, workload: Workload) -> None:
-    """Write the arrays of a workload to an npz file."""
-    arrays = {name: getattr(workload, name) for name in ("series", "start", "target")}
-    save_npz(path, {**arrays, **workload.graph._asdict()})
+    """Write the tensors of a workload to an npz file."""
+    graphs = {name: getattr(workload.graphs, name) for name in GRAPH_NAMES}
+    batch = {name: getattr(workload, name) for name in BATCH_NAMES}
+    save_npz(path, {name: tensor.numpy() for name, tensor in {**graphs, **batch}.items()})
 
 
-def load_workload(path: Path, sizes: NetworkSizes, patch_len: int, device: torch.device) -> Workload:
+def load_workload(path: Path, windows: WindowShape, sizes: NetworkSizes, device: torch.device) -> Workload:
     """Read what `save_workload` wrote."""
-    arrays = load_npz(path, ("series", "start", "target", *Graph._fields))
-    graph = Graph(*(arrays[name] for name in Graph._fields))
-    return Workload(sizes, patch_len, graph, arrays["series"], arrays["start"], arrays["target"], device)
+    tensors = {name: torch.from_numpy(array) for name, array in load_npz(path, (*GRAPH_NAMES, *BATCH_NAMES)).items()}
+    graphs = Graphs(*(tensors[name] for name in GRAPH_NAMES))
+    return Workload(windows, sizes, graphs, **{name: tensors[name] for name in BATCH_NAMES}, device=device)
 
 
 def simulated_workload(
@@ -195,15 +190,14 @@ def simulated_workload(
     rows = reach + windows.horizon + batch + 10
     flow = synthetic_series(rows, sensors, 1, windows.points_per_hour * 24, SEED)
     prepared = prepare(flow, windows, "")
-    gathered = PreparedWindows(prepared, windows.horizon, Calendar(windows.points_per_hour * 24), torch.device("cpu"))
+    gathered = Windows(prepared, windows.horizon, Calendar(windows.points_per_hour * 24), torch.device("cpu"))
     samples = gathered.batch(torch.arange(reach, reach + batch))
-    graph = Graph(graphs.similarity, graphs.topology, graphs.laplacian_encoding)
-    series, start, target = (x.contiguous().numpy() for x in (samples.series, samples.start, samples.target))
-    return Workload(sizes, windows.points_per_hour, graph, series, start, target, device)
+    inputs = samples.inputs
+    return Workload(windows, sizes, graphs.tensors(), inputs.series, inputs.start, samples.target, device)
 
 
 @lru_cache
-def synthetic_network(sensors: int, encoding_dimension: int, seed: int) -> Graphs:
+def synthetic_network(sensors: int, encoding_dimension: int, seed: int) -> SensorGraphs:
     """Return the graphs of a simulated road network, by the rules of the shipped configurations.
 
     Sensors lie at random on a map. The roads are the shortest that connect all of them, and the shortest others up to

@@ -24,8 +24,8 @@ REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY_ROOT))
 
 from lib.command_line import ScriptParser  # noqa: E402
+from lib.data.graphs import read_links  # noqa: E402
 from lib.errors import InputError, nearest, run_script  # noqa: E402
-from lib.graphs import read_links  # noqa: E402
 
 SOURCE = "https://raw.githubusercontent.com/guoshnBJTU/ASTGNN/9c2e19b98c4cedf1f35214d8789685b6381b3aad/data"
 TIMEOUT = 30  # seconds that a server may be silent

@@ -1,7 +1,7 @@
-"""Forecasts that need no network, or a small one: what a model has to beat, on the targets it is scored on.
+"""Forecasts that need no network: what a model has to beat, on the targets it is scored on.
 
 A baseline is fitted on training rows, and its forecast of a sample sees nothing from the label start on. Where values
-are missing, means are over the known ones, and forecasts start from the last known value (`Prepared.held`).
+are missing, means are over the observed ones, and forecasts start from the last observed value.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,23 +13,11 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
-from lib.data import Calendar, Prepared
+from lib.data.prepared import Prepared
+from lib.data.windowing import Calendar
 from lib.metrics import ForecastErrors
 
 Forecast = NDArray[np.float32]  # (samples, N, P), raw units
-# The small network is the variant `stid`, trained with settings of its own in place of the INI's.
-PERCEPTRON_SETTINGS = (
-    "Model.variant=stid",
-    "Training.d_model=32",
-    "Training.num_layers=3",
-    "Training.nb_head=4",  # it has none, but they must divide d_model
-    "Training.dropout=0.15",
-    "Training.batch_size=32",
-    "Training.learning_rate=0.002",
-    "Training.schedule=cosine",
-    "Training.epochs=40",
-    "Training.fine_tune_epochs=0",
-)
 VAR_STEPS = 3
 # Relative to the variance of the inputs. None of a vector autoregression is 0: sensors may be copies of each other.
 RIDGE_PENALTIES = (0.0, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -44,19 +32,19 @@ def targets(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int) -
 def last_value(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
     """Repeat the last value before the forecast."""
     del calendar
-    return _windows(prepared.held, label_starts, np.full(horizon, -1))
+    return _windows(prepared.forward_filled, label_starts, np.full(horizon, -1))
 
 
 def yesterday(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
     """Repeat the same time yesterday; a horizon beyond a day repeats that day again."""
     period = calendar.steps_per_day
-    return _windows(prepared.held, label_starts, np.arange(horizon) % period - period)
+    return _windows(prepared.forward_filled, label_starts, np.arange(horizon) % period - period)
 
 
 def last_week(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
     """Repeat the same time a week ago; a horizon beyond a week repeats that week again."""
     period = calendar.steps_per_week
-    return _windows(prepared.held, label_starts, np.arange(horizon) % period - period)
+    return _windows(prepared.forward_filled, label_starts, np.arange(horizon) % period - period)
 
 
 def time_of_day_mean(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
@@ -82,14 +70,14 @@ def ridge(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, cal
     """Regress each sensor's targets linearly on its own last hour (steps_per_day / 24 steps), with an L2 penalty.
 
     Fitted on the training samples; the penalty, relative to the mean variance of the inputs, is chosen on validation.
-    Where targets of the fit are missing, the last known value stands in for them.
+    Where targets of the fit are missing, they are forward-filled.
     """
     history = np.arange(-(calendar.steps_per_day // 24), 0)
-    held = prepared.held
+    filled = prepared.forward_filled
 
     def samples(starts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        x = _windows(held, starts, history).transpose(1, 0, 2).astype(np.float64)  # (N, samples, h)
-        y = _windows(held, starts, np.arange(horizon)).transpose(1, 0, 2).astype(np.float64)
+        x = _windows(filled, starts, history).transpose(1, 0, 2).astype(np.float64)  # (N, samples, h)
+        y = _windows(filled, starts, np.arange(horizon)).transpose(1, 0, 2).astype(np.float64)
         return x, y
 
     x, y = samples(prepared.label_starts["train"])
@@ -107,7 +95,7 @@ def ridge(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, cal
     x_val, y_val = samples(prepared.label_starts["val"])
     losses = [np.abs((x_val - x_mean) @ coefficients(penalty) + y_mean - y_val).mean() for penalty in RIDGE_PENALTIES]
     chosen = coefficients(RIDGE_PENALTIES[int(np.argmin(losses))])
-    x_new = _windows(held, label_starts, history).transpose(1, 0, 2)
+    x_new = _windows(filled, label_starts, history).transpose(1, 0, 2)
     return np.asarray(((x_new - x_mean) @ chosen + y_mean).transpose(1, 0, 2), dtype=np.float32)
 
 
@@ -119,16 +107,16 @@ def vector_autoregression(
     x[t] = x[t-1] A_1 + x[t-2] A_2 + x[t-3] A_3 on values standardised by sensor (Lütkepohl 2005, New Introduction to
     Multiple Time Series Analysis, chapter 2; the penalty as in Hoerl and Kennard 1970). Mean, deviation and A are those
     of the training rows. The penalty is chosen on every P-th validation sample, whose targets do not overlap. Where
-    targets of the fit are missing, the last known value stands in for them.
+    targets of the fit are missing, they are forward-filled.
     """
     del calendar
     rows, sensors = prepared.training_rows, prepared.flow.shape[1]
     lags = max(1, min(VAR_STEPS, rows - 1))
-    held = prepared.held
-    mean = held[:rows].mean(axis=0, dtype=np.float64)
-    deviation = held[:rows].std(axis=0, dtype=np.float64)
+    filled = prepared.forward_filled
+    mean = filled[:rows].mean(axis=0, dtype=np.float64)
+    deviation = filled[:rows].std(axis=0, dtype=np.float64)
     deviation[deviation == 0] = 1
-    inputs = (held - mean) / deviation
+    inputs = (filled - mean) / deviation
 
     # The normal equations block by block, so that the inputs are never laid side by side for all rows.
     lagged = [inputs[lags - lag : rows - lag] for lag in range(1, lags + 1)]  # each (rows - lags, N)
@@ -150,7 +138,7 @@ def vector_autoregression(
         return forecast
 
     apart = prepared.label_starts["val"][::horizon]
-    truth = _windows(held, apart, np.arange(horizon))
+    truth = _windows(filled, apart, np.arange(horizon))
     losses = [np.abs(iterated(coefficients(penalty), apart) - truth).mean() for penalty in VAR_PENALTIES]
     return iterated(coefficients(VAR_PENALTIES[int(np.argmin(losses))]), label_starts)
 
@@ -191,18 +179,18 @@ def score_baselines(prepared: Prepared, split: str, horizon: int, calendar: Cale
 
 
 def _training_mean(prepared: Prepared, calendar: Calendar, periods: Sequence[int]) -> Forecast:
-    """Return the means (period, N) of the known training values by step of the last, longest of the periods.
+    """Return the means (period, N) of the observed training values by step of the last, longest of the periods.
 
     A mean of no value is that of the period before, or of all values. Each period divides the next, the last a week.
     """
     training = prepared.truth[: prepared.training_rows]
-    known = ~np.isnan(training)
+    observed = ~np.isnan(training)
     rows = np.arange(len(training))
     steps = calendar.step_of_week(rows)
     mean = np.zeros((1, training.shape[1]))
     for period in (1, *periods):
         adding = csr_array((np.ones(len(rows)), (steps % period, rows)), shape=(period, len(rows)))
-        total, count = adding @ np.where(known, training, 0), adding @ known
+        total, count = adding @ np.where(observed, training, 0), adding @ observed
         shorter = np.tile(mean, (period // len(mean), 1))
         mean = np.where(count > 0, total / np.maximum(count, 1), shorter)
     return mean.astype(np.float32)

@@ -2,23 +2,22 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lib.config import Config
 from lib.errors import InputError
 from lib.files import reason, written_whole
+from lib.interface import Graphs
 
-CHECKPOINT_FORMAT = 1
-# By every checkpoint, for its readers.
-CARRIED = ("model", "settings", "scaling", "sensor_ids", "data_fingerprint", "usual_week")
-LAST, BEST = "last.pt", "best.pt"  # all there is to go on from; the best weights so far
-
-
-Restorer = Callable[[Mapping[str, Any], Mapping[str, Any]], nn.Module]  # model.build.restore_model
+CHECKPOINT_FORMAT = 2
+# In every checkpoint, for its readers. Graphs travel with the weights: the eigenbasis of the Laplacian encoding is
+# arbitrary, and the weights rely on it.
+CARRIED = ("settings", "graphs", "scaling", "sensor_ids", "data_fingerprint", "profile_week")
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
@@ -74,24 +73,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     found = checkpoint.get("format")
     if not isinstance(found, int) or found != CHECKPOINT_FORMAT:
         raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}".replace("\n", " "))
-    checkpoint.setdefault("usual_week", None)  # those of before know none
     for key in (*CARRIED, "weights", "progress"):
         if key not in checkpoint:
             raise InputError(f"{path}: found no '{key}', expected a checkpoint of this project")
+    if not isinstance(checkpoint["settings"], str):
+        raise InputError(f"{path}: found settings of type {type(checkpoint['settings']).__name__}, expected a text")
     return checkpoint
 
 
-def restored(path: Path, checkpoint: Mapping[str, Any], restore_model: Restorer) -> nn.Module:
-    """Return the model of a checkpoint that was read from `path`.
+def restored(path: Path, checkpoint: Mapping[str, Any], config: Config) -> nn.Module:
+    """Return the network of a checkpoint that was read from `path`, built by the run's settings.
 
     Raises:
-        InputError: its weights are not those of the model that it describes.
+        InputError: its weights are not those of that network.
     """
     try:
-        return restore_model(checkpoint["model"], checkpoint["weights"])
+        model = config.variant.network(Graphs(**checkpoint["graphs"]), config.sizes, config.model)
+        model.load_state_dict(checkpoint["weights"])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reasons = "; ".join(line.strip() for line in str(error).splitlines())
         raise InputError(f"{path}: found weights that do not fit its model: {reasons}") from None
+    return model
 
 
 def random_state() -> dict[str, Tensor | list[Tensor]]:
@@ -109,14 +111,3 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def other_network(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """Return how the network of a checkpoint of this project differs from one of these arguments, to be added."""
-    kept = checkpoint.get("model")
-    if not isinstance(kept, Mapping):
-        return ""
-    differing = [name for name, value in arguments.items() if kept.get(name) != value]
-    return "".join(
-        f"; its network has {name} {kept.get(name, 'not')}, this one {arguments[name]}" for name in differing
-    )

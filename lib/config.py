@@ -1,162 +1,76 @@
-"""The settings of a run: an INI file read into frozen dataclasses, checked as a whole, and written back.
+"""The settings of a run: an INI file, perhaps under a recipe, read into frozen dataclasses and checked as a whole.
 
-The dataclasses below are the only list of settings. A field's annotation says how its value is read, checked and
-written, a field without a default is required, and a new setting is one more field.
+The dataclasses below, and those of the variants ([Model]), are the only list of settings: a new one is one more field.
 """
 
-import math
-import re
 from collections.abc import Callable, Sequence
-from configparser import (
-    DuplicateOptionError,
-    DuplicateSectionError,
-    MissingSectionHeaderError,
-    ParsingError,
-    RawConfigParser,
-)
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from datetime import datetime
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, printable
+from lib.ini import (
+    Count,
+    CountOrZero,
+    DropoutRate,
+    Entry,
+    FilePath,
+    FolderName,
+    Horizon,
+    LearningRate,
+    LocalTime,
+    Name,
+    NumberOrZero,
+    OddCount,
+    PositiveNumber,
+    Seed,
+    Segments,
+    StepsPerHour,
+    Switch,
+    Threads,
+    Threshold,
+    kind_of,
+    meaning_of,
+    one_of,
+    parse_value,
+    read_sections,
+    read_text,
+    read_value,
+    section_text,
+)
+from lib.interface import Sizes, Variant, Variants
 
+CONFIGURATIONS = REPOSITORY_ROOT / "configurations"
+RECIPES = CONFIGURATIONS / "recipes"
 # Keys that files of the released code have and nothing needs: the input length follows from the segments, the model's
-# input and output have one channel, and interrupted runs need no start epoch. Those of [Model] were parts of an earlier
-# enhanced variant, and runs of then name them.
+# input and output have one channel, and interrupted runs need no start epoch.
 UNUSED_KEYS = {
     "Data": ("len_input",),
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
-    "Model": ("readout", "residual"),
 }
-# Keys of [Model] that runs of before do not name, and what these had.
-LATER_KEYS = {"autoregression": "off", "past_days": "off", "harmonics": "8"}
-
-
-# ---------------------------------------------------------------------------------------------- kinds of values
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a value is read from text and written to it, which values are valid, and how a message calls them."""
-
-    expected: str
-    read: Callable[[str], Any]
-    valid: Callable[[Any], bool] = lambda _: True
-    write: Callable[[Any], str] = str
-
-    def parse(self, text: str) -> Any:
-        """Return the value that a text stands for.
-
-        Raises:
-            ValueError: the text is not of this kind.
-        """
-        value = self.read(text)
-        if not self.valid(value):
-            raise ValueError(f"expected {self.expected}")
-        return value
-
-
-def kind_of(annotation: Any) -> Kind:
-    """Return the kind of a field: of `Literal[...]`, of `Annotated[type, Kind(...)]`, or of one of these `| None`."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return Kind(f"one of {', '.join(arguments)}", str, lambda value: value in arguments)
-    if NoneType in arguments:  # an empty text stands for None
-        kind = kind_of(arguments[0])
-        return Kind(
-            f"{kind.expected}, or nothing",
-            lambda text: kind.parse(text) if text else None,
-            write=lambda value: "" if value is None else kind.write(value),
-        )
-    return next(item for item in annotation.__metadata__ if isinstance(item, Kind))
-
-
-def _write_path(path: Path) -> str:
-    inside = path.is_relative_to(REPOSITORY_ROOT)
-    return (path.relative_to(REPOSITORY_ROOT) if inside else path).as_posix()
-
-
-def _names_file(path: Path) -> bool:
-    # Line breaks, outer spaces and what starts a comment would not come back from a written file.
-    text = _write_path(path)
-    return text != "." and text.isprintable() and text == text.strip() and not re.search(r"(^| )[#;]", text)
-
-
-def _read_switch(text: str) -> bool:
-    return ("off", "on").index(text) == 1
-
-
-Count = Annotated[int, Kind("an integer of at least 1", int, lambda value: value >= 1)]
-CountOrZero = Annotated[int, Kind("an integer of at least 0", int, lambda value: value >= 0)]
-OddCount = Annotated[int, Kind("an odd integer of at least 1", int, lambda value: value >= 1 and value % 2 == 1)]
-# Beyond these limits lie slips of the pen only, and lists of millions of windows, or threads that cannot be made.
-Horizon = Annotated[int, Kind("an integer from 1 to 10000", int, lambda value: 1 <= value <= 10000)]
-Segments = Annotated[int, Kind("an integer from 0 to 1000", int, lambda value: 0 <= value <= 1000)]
-Threads = Annotated[int, Kind("an integer from 0 to 1024", int, lambda value: 0 <= value <= 1024)]
-StepsPerHour = Annotated[int, Kind("an integer from 1 to 60", int, lambda value: 1 <= value <= 60)]
-Seed = Annotated[int, Kind("an integer from 0 to 4294967295", int, lambda value: 0 <= value < 2**32)]
-PositiveNumber = Annotated[float, Kind("a number above 0", float, lambda value: 0 < value < math.inf)]
-LearningRate = Annotated[float, Kind("a number above 0 and at most 1000", float, lambda value: 0 < value <= 1000)]
-NumberOrZero = Annotated[float, Kind("a number of at least 0", float, lambda value: 0 <= value < math.inf)]
-DropoutRate = Annotated[float, Kind("a number of at least 0 and below 1", float, lambda value: 0 <= value < 1)]
-Threshold = Annotated[float, Kind("a number above 0 and at most 1", float, lambda value: 0 < value <= 1)]
-Switch = Annotated[bool, Kind("on or off", _read_switch, write=lambda value: "on" if value else "off")]
-OddKernels = Annotated[
-    tuple[int, ...],
-    Kind(
-        "odd integers of at least 3, separated by spaces",
-        lambda text: tuple(int(item) for item in text.replace(",", " ").split()),
-        lambda value: len(value) > 0 and all(size >= 3 and size % 2 == 1 for size in value),
-        lambda value: " ".join(map(str, value)),
-    ),
-]
-FolderName = Annotated[  # it becomes part of file and folder names
-    str,
-    Kind(
-        "letters, digits, '.', '_' and '-', not starting with '.'",
-        str,
-        lambda value: re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", value) is not None,
-    ),
-]
-FilePath = Annotated[
-    Path,
-    Kind(
-        "the name of a file (relative names start at the repository's root)",
-        lambda text: REPOSITORY_ROOT / text,
-        _names_file,
-        _write_path,
-    ),
-]
-LocalTime = Annotated[
-    datetime,
-    Kind(
-        "a local time such as 2018-03-05 or 2018-03-05 00:05",
-        datetime.fromisoformat,
-        lambda value: value.tzinfo is None,
-        lambda value: value.isoformat(sep=" "),
-    ),
-]
-
-
-# -------------------------------------------------------------------------------------------------- the settings
+VARIANT = ("Model", "variant")
+SECTION_NAMES = ("Data", "Training", "Model", "Graph", "Runtime")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """[Data]: the files, and how the series is cut into samples."""
 
-    adj_filename: FilePath  # csv, one road link a row
-    graph_signal_matrix_filename: FilePath  # npz with `data`, shape (T, N, F), or a table (`lib.tables`)
-    id_filename: FilePath | None = None  # the i-th line is the id of sensor i; without it the csv speaks positions
-    num_of_vertices: Count  # N, the number of sensors
-    points_per_hour: StepsPerHour  # time steps in an hour
-    num_for_predict: Horizon  # P, the number of steps to forecast
-    dataset_name: FolderName
-    start: LocalTime | None = None  # the time of the first step
-    missing: Literal["error", "zero_is_missing", "interpolate"] = "error"  # NaN, and a flow of 0 by zero_is_missing
+    adj_filename: Annotated[FilePath, "road links: csv, one link a row"]
+    graph_signal_matrix_filename: Annotated[FilePath, "the series: npz with `data` (T, N, F), or a table"]
+    id_filename: Annotated[
+        FilePath | None, "its i-th line is the id of sensor i; without it the csv speaks positions"
+    ] = None
+    num_of_vertices: Annotated[Count, "N, the number of sensors"]
+    points_per_hour: Annotated[StepsPerHour, "time steps in an hour"]
+    num_for_predict: Annotated[Horizon, "P, the number of steps to forecast"]
+    dataset_name: Annotated[FolderName, "begins the names of the files made"]
+    start: Annotated[LocalTime | None, "local time of the first step; variants that know the time need it"] = None
+    missing: Annotated[
+        Literal["error", "zero_is_missing", "interpolate"],
+        "error: no value may be missing; interpolate: NaN, empty cells and absent rows are; zero_is_missing: 0 is too",
+    ] = "error"
 
     @property
     def steps_per_day(self) -> int:
@@ -173,102 +87,70 @@ class DataConfig:
 class TrainingConfig:
     """[Training]: the input's segments, the optimisation, and (as in the released code) the model's sizes."""
 
-    batch_size: Count  # samples in a step of the optimiser
-    num_of_weeks: Segments  # W, one-hour segments 1..W weeks before the forecast
-    num_of_days: Segments  # D, one-hour segments 1..D days before the forecast
-    num_of_hours: Segments  # H, the last H hours
-    epochs: CountOrZero  # stage 1, teacher forcing
-    fine_tune_epochs: CountOrZero  # stage 2, through the rollout at learning_rate / 10
-    learning_rate: LearningRate
-    dropout: DropoutRate
-    kernel_size: OddCount  # tokens under the convolutions of attention and gate
-    num_layers: Count  # of the encoder, and of the decoder
-    d_model: Count  # C, channels
-    nb_head: Count  # attention heads
-    seed: Seed = 0
-    patience: CountOrZero = 0  # epochs without a better validation loss that end a stage; 0 = never
-    max_batches: CountOrZero = 0  # batches in an epoch; 0 = all
-    clip_grad_norm: NumberOrZero = 0.0  # largest norm of the gradient; 0 = no limit
-    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate within a stage; cosine falls to 0
-    weight_decay: NumberOrZero = 0.0  # decoupled from the gradient, as in AdamW
-    early_samples: Switch = False  # also train on samples whose earlier weeks and days lie before the series
-
-    @property
-    def num_of_segments(self) -> int:
-        """The number of one-hour segments of an input, W + D + H."""
-        return self.num_of_weeks + self.num_of_days + self.num_of_hours
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """[Model]: which model, and which parts it has."""
-
-    # The paper's, its code's, ours, ours without the encoder, the opponent.
-    variant: Literal["described", "released", "enhanced", "perceptron", "stid"] = "described"
-    patch_len: CountOrZero = 0  # steps in a patch; 0 = points_per_hour
-    large_kernels: OddKernels = (15, 17, 21, 27, 35, 55)  # nominal sizes in tokens, one a block
-    deformable_patches: Switch = True  # off: regular patches
-    large_branch: Switch = True  # of the large-kernel blocks; off: the small branch only
-    small_branch: Switch = True  # of the large-kernel blocks; off: the large branch only
-    laplacian_encoding: Switch = True  # off: tokens do not know their sensor's place in the road network
-    time_gate: Switch = True  # off: plain cross-attention to the memory
-    deviation: Switch = True  # of enhanced and perceptron: forecast by how much the flow deviates from the usual
-    autoregression: Switch = True  # of enhanced and perceptron: a linear forecast of that deviation, to be corrected
-    level: Switch = True  # of enhanced and perceptron: half of the forecast is of the level itself
-    identity: Switch = True  # of enhanced and perceptron: they know sensor, time of day and day of the week
-    harmonics: Count = 48  # of enhanced and perceptron: those of the day, by which identity knows the time
-    graph_means: Switch = True  # of enhanced and perceptron: sensors see the mean of all, of similar and of near ones
-    past_days: Switch = True  # of enhanced and perceptron: they see the hour to forecast on past days and weeks
-    history_steps: CountOrZero = 0  # of stid: how many of the last input steps it reads; 0 = points_per_hour
-
-    @property
-    def knows_usual(self) -> bool:
-        """Whether the model is given what is usual at each step (`lib.usual_flow`)."""
-        return self.deviation and self.variant in DEVIATION_VARIANTS
-
-    @property
-    def knows_autoregression(self) -> bool:
-        """Whether the model corrects a linear autoregression (`lib.autoregression`), which is of the deviation."""
-        return self.autoregression and self.knows_usual
-
-    @property
-    def knows_harmonics(self) -> bool:
-        """Whether the model knows the time of day, by its harmonics."""
-        return self.identity and self.variant in DEVIATION_VARIANTS
-
-    @property
-    def knows_past_days(self) -> bool:
-        """Whether the model sees the hour to forecast on the days and weeks of the input."""
-        return self.past_days and self.variant in DEVIATION_VARIANTS
+    batch_size: Annotated[Count, "samples in a step of the optimiser"]
+    num_of_weeks: Annotated[Segments, "W, input: an hour from each of the last weeks, at the time of the forecast"]
+    num_of_days: Annotated[Segments, "D, input: an hour from each of the last days, at the time of the forecast"]
+    num_of_hours: Annotated[Segments, "H, input: the last hours"]
+    epochs: Annotated[CountOrZero, "stage 1: the decoder is given the true values"]
+    fine_tune_epochs: Annotated[CountOrZero, "stage 2: the decoder is given its own forecasts"]
+    learning_rate: Annotated[LearningRate, "of Adam in stage 1; a tenth of it in stage 2"]
+    dropout: Annotated[DropoutRate, "share of values dropped in training"]
+    kernel_size: Annotated[OddCount, "tokens under the convolutions of attention and gate"]
+    num_layers: Annotated[Count, "of the encoder, and of the decoder"]
+    d_model: Annotated[Count, "C, channels"]
+    nb_head: Annotated[Count, "attention heads; divides d_model"]
+    seed: Annotated[Seed, "of weights, order and dropout"] = 0
+    loss: Annotated[
+        Literal["mae", "huber", "mse"], "on scaled values; of training, validation and the choice of the best epoch"
+    ] = "mae"
+    patience: Annotated[CountOrZero, "epochs without a better validation loss that end a stage; 0: never"] = 0
+    max_batches: Annotated[CountOrZero, "batches in an epoch; 0: all"] = 0
+    clip_grad_norm: Annotated[NumberOrZero, "largest norm of the gradient; 0: no limit"] = 0.0
+    schedule: Annotated[Literal["constant", "cosine"], "of the learning rate within a stage; cosine falls to 0"] = (
+        "constant"
+    )
+    weight_decay: Annotated[NumberOrZero, "decoupled from the gradient, as in AdamW"] = 0.0
+    padded_history: Annotated[
+        Switch, "also train on windows that start before the data; the missing days repeat the first day"
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphConfig:
-    """[Graph]: which sensors may attend to which. `auto` is the rule of the variant (`VARIANT_RULES`)."""
+    """[Graph]: which sensors may attend to which."""
 
-    similarity: Literal["auto", "nearest", "gaussian", "released", "full"] = "auto"  # full: everywhere
-    neighbours: Count = 10  # similar sensors of a sensor, for nearest
-    gaussian_threshold: Threshold = 0.5  # smallest exp(-(d/sd)^2), for gaussian
-    topology: Literal["hops", "full"] = "hops"  # full: everywhere
-    hops: Count = 5  # attention where the road distance is below it
-    laplacian: Literal["auto", "symmetric", "released"] = "auto"  # which Laplacian gives the encoding
-    dtw_method: Literal["exact", "fastdtw"] = "exact"
-    dtw_radius: Count = 1  # of fastdtw
-    dtw_rows: Literal["auto", "train", "all"] = "auto"  # the rows of the series that make the mean days
+    similarity: Annotated[
+        Literal["auto", "nearest", "gaussian", "released", "full"],
+        "rule of the similarity graph; auto: the variant's; full: attention everywhere",
+    ] = "auto"
+    neighbours: Annotated[Count, "k, the nearest neighbours of a sensor by DTW, for nearest"] = 10
+    gaussian_threshold: Annotated[Threshold, "smallest exp(-(d/sd)^2), for gaussian"] = 0.5
+    topology: Annotated[Literal["hops", "full"], "rule of the topology graph; full: attention everywhere"] = "hops"
+    hops: Annotated[Count, "attention where the road distance is below this many links"] = 5
+    laplacian: Annotated[
+        Literal["auto", "symmetric", "released"], "which Laplacian gives the encoding; auto: the variant's"
+    ] = "auto"
+    dtw_method: Annotated[Literal["exact", "fastdtw"], "of the distances between mean days"] = "exact"
+    dtw_radius: Annotated[Count, "of fastdtw"] = 1
+    dtw_rows: Annotated[
+        Literal["auto", "train", "all"], "the rows of the series that make the mean days; auto: the variant's"
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """[Runtime]: where and how to compute."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: Threads = 0  # CPU threads; 0 = PyTorch's choice
-    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of products; tf32 on CUDA only
-    compile: Switch = False  # by torch.compile: minutes at the start, faster steps
-    gradient_checkpointing: Switch = False  # layers are computed again for the backward pass (no steps of a rollout)
-    micro_batch: CountOrZero = 0  # samples computed at once, their gradients summed over a batch; 0 = batch_size
-    data: Literal["device", "host"] = "device"  # where the series is kept
-    checkpoint_minutes: PositiveNumber = 10.0  # the longest time within an epoch without a checkpoint
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "auto: the first that is there of cuda, mps, cpu"] = "auto"
+    threads: Annotated[Threads, "CPU threads; 0: PyTorch's choice"] = 0
+    precision: Annotated[Literal["float32", "tf32", "bf16"], "of matrix products; tf32 on CUDA only"] = "float32"
+    compile: Annotated[Switch, "by torch.compile: minutes at the start, then faster steps"] = False
+    gradient_checkpointing: Annotated[Switch, "less memory: layers are computed again for the backward pass"] = False
+    micro_batch: Annotated[CountOrZero, "samples computed at once, their gradients summed; 0: the whole batch"] = 0
+    data: Annotated[Literal["device", "host"], "where the series is kept; host where a GPU is too small for it"] = (
+        "device"
+    )
+    checkpoint_minutes: Annotated[PositiveNumber, "the longest time within an epoch without a checkpoint"] = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,25 +158,54 @@ class Config:
     """All settings of a run, each section's name in the INI file being its name here with a capital.
 
     Two are equal when all their settings are, wherever they came from.
+
+    Attributes:
+        model: the variant's own settings, of its dataclass.
+        variant: its record.
+        source: the INI file, for messages.
+        notices: lines for the script to print.
     """
 
     data: DataConfig
     training: TrainingConfig
-    model: ModelConfig
+    model: Any
     graph: GraphConfig
     runtime: RuntimeConfig
+    variant: Variant
     source: Path = field(compare=False)
-    notices: tuple[str, ...] = field(default=(), compare=False)  # lines for the script to print
+    notices: tuple[str, ...] = field(default=(), compare=False)
 
     @property
-    def input_steps(self) -> int:
-        """The number of time steps of an input, (W + D + H) * points_per_hour."""
-        return self.training.num_of_segments * self.data.points_per_hour
+    def sizes(self) -> Sizes:
+        """What networks are built from, beside graphs and their own settings."""
+        return _sizes(self.data, self.training)
 
     @property
-    def patch_len(self) -> int:
-        """The number of time steps in a patch; it divides `input_steps`."""
-        return self.model.patch_len or self.data.points_per_hour
+    def experiment(self) -> "Config":
+        """What makes two runs the same experiment: all settings but the seed and, of [Runtime], all but precision.
+
+        The rest of [Runtime] says where and how fast a run is computed; it changes rounding at most. Two runs of one
+        experiment differ by their seeds; resuming, comparing and tabulating all go by this.
+        """
+        return replace(
+            self,
+            training=replace(self.training, seed=0),
+            runtime=RuntimeConfig(precision=self.runtime.precision),
+        )
+
+    def differences(self, other: "Config") -> list[str]:
+        """Return the settings in which two runs are not the same experiment, each as `Section.key value`."""
+        own, others = (config.experiment.texts() for config in (self, other))
+        return [f"{name} {text or 'none'}" for name, text in own.items() if others.get(name) != text]
+
+    def texts(self) -> dict[str, str]:
+        """Return the text of every setting, by `Section.key`."""
+        written = {"Model.variant": self.variant.name}
+        for section in SECTION_NAMES:
+            values = getattr(self, section.lower())
+            for item in fields(values):
+                written[f"{section}.{item.name}"] = kind_of(item.type).write(getattr(values, item.name))
+        return written
 
     @property
     def prepared_path(self) -> Path:
@@ -315,62 +226,52 @@ class Config:
 
     def to_ini(self) -> str:
         """Return the text of an INI file with every setting; loading it gives an equal `Config`."""
-        blocks = []
-        for section, settings in SECTIONS.items():
-            values = getattr(self, section.lower())
-            written = {item.name: kind_of(item.type).write(getattr(values, item.name)) for item in fields(settings)}
-            blocks.append("\n".join([f"[{section}]", *(f"{key} = {text}".rstrip() for key, text in written.items())]))
-        return "\n\n".join(blocks) + "\n"
+        return (
+            "\n\n".join(
+                section_text(
+                    section,
+                    getattr(self, section.lower()),
+                    f"variant = {self.variant.name}" if section == "Model" else "",
+                )
+                for section in SECTION_NAMES
+            )
+            + "\n"
+        )
 
-
-VARIANT_RULES = {
-    "described": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
-    "released": {"similarity": "released", "laplacian": "released", "dtw_rows": "all"},
-    "enhanced": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
-    "perceptron": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
-    "stid": {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"},
-}
-
-ENCODER_VARIANTS = ("described", "released", "enhanced")  # they have patches, large kernels and attention
-DEVIATION_VARIANTS = ("enhanced", "perceptron")
-TIMED_VARIANTS = (*DEVIATION_VARIANTS, "stid")  # their forecasts depend on the time of day and the day of the week
-
-# Settings of [Model] that only some variants have.
-OWN_SETTINGS = {
-    "patch_len": ENCODER_VARIANTS,
-    "large_kernels": ENCODER_VARIANTS,
-    "deformable_patches": ENCODER_VARIANTS,
-    "large_branch": ENCODER_VARIANTS,
-    "small_branch": ENCODER_VARIANTS,
-    "laplacian_encoding": ENCODER_VARIANTS,
-    "deviation": DEVIATION_VARIANTS,
-    "autoregression": DEVIATION_VARIANTS,
-    "level": DEVIATION_VARIANTS,
-    "identity": DEVIATION_VARIANTS,
-    "harmonics": DEVIATION_VARIANTS,
-    "graph_means": DEVIATION_VARIANTS,
-    "past_days": DEVIATION_VARIANTS,
-    "time_gate": ("described", "released"),
-    "history_steps": ("stid",),
-}
 
 SECTIONS: dict[str, type[Any]] = {
     item.name.capitalize(): item.type
     for item in fields(Config)
-    if isinstance(item.type, type) and is_dataclass(item.type)
+    if isinstance(item.type, type) and is_dataclass(item.type) and item.type is not Variant
 }
+
+
+def _sizes(data: DataConfig, training: TrainingConfig) -> Sizes:
+    return Sizes(
+        steps_per_hour=data.points_per_hour,
+        weeks=training.num_of_weeks,
+        days=training.num_of_days,
+        hours=training.num_of_hours,
+        horizon=data.num_for_predict,
+        channels=training.d_model,
+        layers=training.num_layers,
+        heads=training.nb_head,
+        kernel_size=training.kernel_size,
+        dropout=training.dropout,
+    )
 
 
 # ------------------------------------------------------------------------------- settings that must fit together
 
 
-def _divisors(number: int) -> str:
+def divisors(number: int) -> str:
+    """Return the divisors of a number, for a message."""
     return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
 
 
 def _heads_split_channels(nb_head: int, d_model: int) -> str | None:
     if d_model % nb_head:
-        return f"found {nb_head}, expected a divisor of d_model = {d_model}: {_divisors(d_model)}"
+        return f"found {nb_head}, expected a divisor of d_model = {d_model}: {divisors(d_model)}"
     return None
 
 
@@ -386,299 +287,225 @@ def _some_epoch(epochs: int, fine_tune_epochs: int) -> str | None:
     return None
 
 
-def _patches_fill_input(patch_len: int, points_per_hour: int, weeks: int, days: int, hours: int) -> str | None:
-    input_steps = (weeks + days + hours) * points_per_hour
-    if patch_len and input_steps % patch_len:
-        return (
-            f"found {patch_len}, expected 0 (points_per_hour) or a divisor of the {input_steps} input steps: "
-            f"{_divisors(input_steps)}"
-        )
-    return None
-
-
-def _some_branch(large: bool, small: bool) -> str | None:
-    if not (large or small):
-        return "found off like large_branch, expected at least one branch"
-    return None
-
-
-def _history_fits_input(history_steps: int, points_per_hour: int, weeks: int, days: int, hours: int) -> str | None:
-    input_steps = (weeks + days + hours) * points_per_hour
-    if history_steps > input_steps > 0:
-        return f"found {history_steps}, expected 0 (points_per_hour) or at most the {input_steps} input steps"
-    return None
-
-
 def _computed_one_way(compiled: bool, gradient_checkpointing: bool) -> str | None:
     if compiled and gradient_checkpointing:  # PyTorch's compiler takes no checkpoint with contexts of its own
         return "found on like gradient_checkpointing, expected one of them at most"
     return None
 
 
-def _usual_is_of_the_past(variant: str, deviation: bool, hours: int, horizon: int, points_per_hour: int) -> str | None:
-    if variant not in DEVIATION_VARIANTS or not deviation:
-        return None
-    if not hours:
-        return f"found {variant}, expected num_of_hours of at least 1, or deviation = off"
-    if horizon > 23 * points_per_hour:  # the flow of the day before is not over yet at the last step
-        return f"found {variant}, expected num_for_predict of at most {23 * points_per_hour} (23 h), or deviation = off"
-    return None
-
-
-def _time_is_known(start: datetime | None, variant: str) -> str | None:
-    if start is None and variant in TIMED_VARIANTS:
-        return f"found nothing, expected the time of the first step, for variant = {variant} knows time and weekday"
-    return None
-
-
-_Name = tuple[str, str]  # section and key
-
 # The check takes the values of its settings, and answers what is wrong with the first of them.
-_AGREEMENTS: tuple[tuple[tuple[_Name, ...], Callable[..., str | None]], ...] = (
+_AGREEMENTS: tuple[tuple[tuple[Name, ...], Callable[..., str | None]], ...] = (
     ((("Training", "nb_head"), ("Training", "d_model")), _heads_split_channels),
     ((("Training", "num_of_hours"), ("Training", "num_of_days"), ("Training", "num_of_weeks")), _some_segment),
     ((("Training", "epochs"), ("Training", "fine_tune_epochs")), _some_epoch),
-    ((("Model", "small_branch"), ("Model", "large_branch")), _some_branch),
-    ((("Data", "start"), ("Model", "variant")), _time_is_known),
     ((("Runtime", "compile"), ("Runtime", "gradient_checkpointing")), _computed_one_way),
-    (
-        (
-            ("Model", "variant"),
-            ("Model", "deviation"),
-            ("Training", "num_of_hours"),
-            ("Data", "num_for_predict"),
-            ("Data", "points_per_hour"),
-        ),
-        _usual_is_of_the_past,
-    ),
-    (
-        (
-            ("Model", "history_steps"),
-            ("Data", "points_per_hour"),
-            ("Training", "num_of_weeks"),
-            ("Training", "num_of_days"),
-            ("Training", "num_of_hours"),
-        ),
-        _history_fits_input,
-    ),
-    (
-        (
-            ("Model", "patch_len"),
-            ("Data", "points_per_hour"),
-            ("Training", "num_of_weeks"),
-            ("Training", "num_of_days"),
-            ("Training", "num_of_hours"),
-        ),
-        _patches_fill_input,
-    ),
 )
 
 
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A value as the user wrote it, and where: how a message about it begins."""
+def load_config(path: Path, variants: Variants, overrides: Sequence[str] = (), recipe: str | None = None) -> Config:
+    """Read the settings of a run from an INI file, as `parse_config` does its text.
 
-    text: str
-    place: str
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the settings of a run from an INI file: its text is read as `parse_config` does.
+    Args:
+        path: of the INI file.
+        variants: the records of all variants.
+        overrides: `Section.key=value`, each replacing what the files say.
+        recipe: the name of an INI file in configurations/recipes/ whose settings replace those of the file.
 
     Raises:
-        InputError: the file cannot be read, or settings are wrong; every wrong one has its line in the message.
+        InputError: a file cannot be read, or settings are wrong; every wrong one has its line in the message.
     """
-    return parse_config(_read_text(path), path, overrides)
+    if recipe is None:
+        return parse_config(read_text(path), path, variants, overrides)
+    recipe_path = RECIPES / f"{recipe}.conf"
+    if recipe not in recipe_names():
+        names = recipe_names()
+        raise InputError(f"--recipe: found {recipe!r}, expected one of {', '.join(names)}{nearest(recipe, names)}")
+    return parse_config(read_text(path), path, variants, overrides, (read_text(recipe_path), recipe_path))
 
 
-def load_settings(path: Path) -> Config:
-    """Read the settings that a run wrote: their text is read as `parse_settings` does.
-
-    Raises:
-        InputError: as `load_config`.
-    """
-    return parse_settings(_read_text(path), path)
+def recipe_names() -> list[str]:
+    """Return the names of the recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.conf"))
 
 
-def parse_settings(text: str, path: Path) -> Config:
-    """Read the settings of a run. They name all keys: one that came later, the run did without.
-
-    Raises:
-        InputError: as `parse_config`.
-    """
-    config = parse_config(text, path)
-    named = _read_sections(text, path, []).get("Model", {})
-    without = [key for key in LATER_KEYS if key not in named and getattr(config.model, f"knows_{key}")]
-    return parse_config(text, path, [f"Model.{key}={LATER_KEYS[key]}" for key in without]) if without else config
-
-
-def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:
+def parse_config(
+    text: str,
+    path: Path,
+    variants: Variants,
+    overrides: Sequence[str] = (),
+    recipe: tuple[str, Path] | None = None,
+) -> Config:
     """Read the settings of a run.
 
     Args:
         text: of an INI file. Comments start with `#` or `;`, on their own line or after a space; keys (not sections)
             may be written in any case; `%` and a section called DEFAULT mean nothing special.
         path: where the text is from, for messages.
-        overrides: `Section.key=value`, each replacing what the text says.
+        variants: the records of all variants.
+        overrides: `Section.key=value`, each replacing what the texts say.
+        recipe: text and path of an INI file whose settings replace those of the first.
 
     Raises:
         InputError: settings are wrong; every wrong one has its line in the message.
     """
     faults: list[str] = []
-    sections = _read_sections(text, path, faults)
-    entries = _known_entries(path, sections, faults)
+    reader = _Reader(variants, faults)
+    for layer_text, layer_path in [(text, path), *([recipe] if recipe else [])]:
+        reader.add_file(layer_text, layer_path)
     for override in overrides:
-        _apply_override(override, entries, faults)
+        reader.add_override(override)
+    entries = reader.entries
 
     unused = [key for section, key in entries if key in UNUSED_KEYS.get(section, ())]
-    notices = [f"{path}: not used any more and ignored: {', '.join(unused)}"] if unused else []
+    notices = (f"{path}: not used any more and ignored: {', '.join(unused)}",) if unused else ()
 
-    values = {}
-    for section, settings in SECTIONS.items():
-        given = section in sections or any(name[0] == section for name in entries)
+    variant = reader.variant(path)
+    values: dict[Name, Any] = {}
+    sections: dict[str, type[Any]] = {**SECTIONS, **({"Model": variant.settings} if variant else {})}
+    for section, settings in sections.items():
         required = [item.name for item in fields(settings) if item.default is MISSING]
-        if required and not given:
+        if required and section not in reader.sections:
             faults.append(f"{path} [{section}]: found no such section, expected it with {', '.join(required)}")
             continue
         for item in fields(settings):
             try:
-                values[section, item.name] = _value(item, entries.get((section, item.name)))
+                values[section, item.name] = read_value(item, entries.get((section, item.name)))
             except ValueError as error:
                 faults.append(f"{_place(path, entries, (section, item.name))}: {error}")
+
+    def built(section: str) -> Any:
+        return sections[section](**{item.name: values[section, item.name] for item in fields(sections[section])})
+
+    def complete(*names: str) -> bool:
+        return all((name, item.name) in values for name in names for item in fields(sections[name]))
 
     for names, check in _AGREEMENTS:
         if all(name in values for name in names) and (fault := check(*(values[name] for name in names))):
             faults.append(f"{_place(path, entries, names[0])}: {fault}")
+    if variant and variant.needs_calendar and values.get(("Data", "start"), True) is None:
+        place = _place(path, entries, ("Data", "start"))
+        expected = f"expected the time of the first step, for variant = {variant.name} knows time and weekday"
+        faults.append(f"{place}: found nothing, {expected}")
+    if variant and complete("Data", "Training", "Model"):
+        own_faults = variant.faults(built("Model"), _sizes(built("Data"), built("Training")))
+        faults += [f"{_place(path, entries, ('Model', key))}: {fault}" for key, fault in own_faults.items()]
     if faults:
         raise InputError("\n".join(map(printable, faults)))
+    assert variant is not None
 
-    variant = values["Model", "variant"]
-    for item in fields(ModelConfig):
-        owners = OWN_SETTINGS.get(item.name, (variant,))
-        if variant not in owners and values["Model", item.name] != item.default:
-            notices.append(
-                f"{path}: [Model] {item.name} is ignored with variant = {variant}, it is of {', '.join(owners)} alone"
-            )
-    for key, rule in VARIANT_RULES[variant].items():
+    for key, rule in variant.graph_rules.items():
         if values["Graph", key] == "auto":
             values["Graph", key] = rule
-    built = {
-        section.lower(): settings(**{item.name: values[section, item.name] for item in fields(settings)})
-        for section, settings in SECTIONS.items()
-    }
-    return Config(**built, source=path, notices=tuple(notices))
+    return Config(
+        **{section.lower(): built(section) for section in sections}, variant=variant, source=path, notices=notices
+    )
 
 
-def _value(setting: Field[Any], entry: _Entry | None) -> Any:
-    """Return a setting's value, or raise a ValueError that says what was found and expected."""
-    kind = kind_of(setting.type)
-    if entry is None:
-        if setting.default is MISSING:
-            raise ValueError(f"found no such key, expected {kind.expected}")
-        return setting.default
-    try:
-        return kind.parse(entry.text)
-    except ValueError:
-        hint = nearest(entry.text, get_args(setting.type)) if get_origin(setting.type) is Literal else ""
-        raise ValueError(f"found {entry.text!r}, expected {kind.expected}{hint}") from None
+class _Reader:
+    """Collects the entries of several layers, each replacing those before it, and what is wrong with their names."""
+
+    def __init__(self, variants: Variants, faults: list[str]) -> None:
+        self.variants, self.faults = variants, faults
+        self.entries: dict[Name, Entry] = {}
+        self.sections: set[str] = set()
+
+    def add_file(self, text: str, path: Path) -> None:
+        """Take in the settings of an INI file."""
+        for section, texts in read_sections(text, path, self.faults).items():
+            if fault := self._unknown_section(section):
+                self.faults.append(f"{path} [{section}]: {fault}")
+                continue
+            self.sections.add(section)
+            for key, value in texts.items():
+                place = f"{path} [{section}] {key}"
+                if fault := self._unknown_key(section, key):
+                    self.faults.append(f"{place}: {fault}")
+                else:
+                    self.entries[section, key] = Entry(value, place)
+
+    def add_override(self, override: str) -> None:
+        """Take in `Section.key=value`."""
+        place = f"--set {' '.join(override.split())}"
+        name, equals, text = override.partition("=")
+        section, dot, key = (part.strip() for part in name.partition("."))
+        key = key.lower()
+        if not (equals and dot):
+            self.faults.append(f"{place}: found no section, key and value, expected Section.key=value")
+        elif fault := self._unknown_section(section) or self._unknown_key(section, key):
+            self.faults.append(f"{place}: {fault}")
+        else:
+            self.sections.add(section)
+            self.entries[section, key] = Entry(text.strip(), place)
+
+    def variant(self, path: Path) -> Variant | None:
+        """Return the variant that is asked for, or else the first; None, with a fault, where there is no such one."""
+        entry = self.entries.get(VARIANT, Entry(next(iter(self.variants)), f"{path} [Model] variant"))
+        try:
+            variant = self.variants[parse_value(one_of(self.variants), entry.text)]
+        except ValueError as error:
+            self.faults.append(f"{entry.place}: {error}")
+            return None
+        own = _keys(variant)
+        for (section, key), foreign in self.entries.items():
+            if section == "Model" and key not in own:
+                owners = ", ".join(name for name, other in self.variants.items() if key in _keys(other))
+                self.faults.append(
+                    f"{foreign.place}: found a setting of variant {owners}, expected one of variant {variant.name}: "
+                    f"{', '.join(own)}"
+                )
+        return variant
+
+    def _unknown_section(self, section: str) -> str | None:
+        if section in SECTION_NAMES:
+            return None
+        hint = nearest(section.strip().capitalize(), SECTION_NAMES)
+        return f"found unknown section {section!r}, expected one of {', '.join(SECTION_NAMES)}{hint}"
+
+    def _unknown_key(self, section: str, key: str) -> str | None:
+        if section == "Model":
+            valid = list(dict.fromkeys(name for variant in self.variants.values() for name in _keys(variant)))
+        else:
+            valid = [item.name for item in fields(SECTIONS[section])]
+        if key in valid or key in UNUSED_KEYS.get(section, ()):
+            return None
+        hint = nearest(key, valid) or f": {', '.join(valid)}"
+        return f"found unknown key {key!r}, expected a key of [{section}]{hint}"
 
 
-def _place(path: Path, entries: dict[_Name, _Entry], name: _Name) -> str:
+def _keys(variant: Variant) -> list[str]:
+    """Return the keys of [Model] under a variant."""
+    return ["variant", *(item.name for item in fields(variant.settings))]
+
+
+def _place(path: Path, entries: dict[Name, Entry], name: Name) -> str:
     section, key = name
     return entries[name].place if name in entries else f"{path} [{section}] {key}"
 
 
-def _read_text(path: Path) -> str:
-    # configparser passes over a file that it cannot open, so the text is read here.
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except IsADirectoryError:
-        raise InputError(f"{path}: found a folder, expected an INI file") from None
-    except FileNotFoundError:
-        hint = nearest(path.name, [other.name for other in path.parent.glob("*.conf")])
-        raise InputError(f"{path}: found no such file, expected an INI file{hint}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}: found bytes in line {line} that are not UTF-8, expected UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+# ----------------------------------------------------------------------------------------------- documentation
 
 
-def _read_sections(text: str, path: Path, faults: list[str]) -> dict[str, dict[str, str]]:
-    """Read the texts of all sections and keys; what the format forbids becomes a fault, and reading goes on.
-
-    configparser stops at the first duplicate, so the line it names is taken out and the rest is read again. It takes an
-    indented line for more of the value before, which would swallow a setting, so the indentation goes.
-    """
-    lines = [line.strip() for line in text.split("\n")]
-    while True:
-        # No header can be empty, so naming the default section thus makes [DEFAULT] a section like any other.
-        parser = RawConfigParser(default_section="", inline_comment_prefixes=("#", ";"))
-        try:
-            parser.read_string("\n".join(lines))
-            break
-        except DuplicateOptionError as error:
-            place = f"{path} [{error.section.partition(chr(0))[0]}] {error.option}"
-            faults.append(f"{place}: found it again in line {error.lineno}, expected it once")
-            lines[(error.lineno or 1) - 1] = ""
-        except DuplicateSectionError as error:
-            faults.append(f"{path} [{error.section}]: found it again in line {error.lineno}, expected it once")
-            lines[(error.lineno or 1) - 1] = f"[{error.section}\0{error.lineno}]"  # joined to its section below
-        except MissingSectionHeaderError as error:
-            raise InputError(
-                f"{path}: found {lines[error.lineno - 1]!r} in line {error.lineno}, expected a section such as [Data]"
-            ) from None
-        except ParsingError as error:
-            for number, _ in error.errors:
-                faults.append(f"{path}: found {lines[number - 1]!r} in line {number}, expected key = value")
-                lines[number - 1] = ""
-    sections: dict[str, dict[str, str]] = {}
-    for section in parser.sections():
-        sections.setdefault(section.partition("\0")[0], {}).update(parser[section])
-    return sections
+def settings_table(variants: Variants) -> str:
+    """Return a Markdown table of every setting, for configurations/README.md."""
+    owners: dict[str, tuple[Field[Any], list[str]]] = {}  # of each key of [Model]
+    for variant in variants.values():
+        for item in fields(variant.settings):
+            owners.setdefault(item.name, (item, []))[1].append(variant.name)
+    lines = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+    for section in SECTION_NAMES:
+        if section == "Model":
+            first, kind = next(iter(variants)), one_of(variants)
+            lines.append(f"| Model.variant | {first} | {kind.expected} | the network |")
+            lines += [_table_row("Model", item, f" (of {', '.join(names)})") for item, names in owners.values()]
+        else:
+            lines += [_table_row(section, item) for item in fields(SECTIONS[section])]
+    return "\n".join(lines) + "\n"
 
 
-def _unknown_section(section: str) -> str | None:
-    if section in SECTIONS:
-        return None
-    hint = nearest(section.strip().capitalize(), SECTIONS)
-    return f"found unknown section {section!r}, expected one of {', '.join(SECTIONS)}{hint}"
-
-
-def _unknown_key(section: str, key: str) -> str | None:
-    valid = [item.name for item in fields(SECTIONS[section])]
-    if key in valid or key in UNUSED_KEYS.get(section, ()):
-        return None
-    hint = nearest(key, valid) or f": {', '.join(valid)}"
-    return f"found unknown key {key!r}, expected a key of [{section}]{hint}"
-
-
-def _known_entries(path: Path, sections: dict[str, dict[str, str]], faults: list[str]) -> dict[_Name, _Entry]:
-    entries = {}
-    for section, texts in sections.items():
-        if fault := _unknown_section(section):
-            faults.append(f"{path} [{section}]: {fault}")
-            continue
-        for key, text in texts.items():
-            place = f"{path} [{section}] {key}"
-            if fault := _unknown_key(section, key):
-                faults.append(f"{place}: {fault}")
-            else:
-                entries[section, key] = _Entry(text, place)
-    return entries
-
-
-def _apply_override(override: str, entries: dict[_Name, _Entry], faults: list[str]) -> None:
-    place = f"--set {' '.join(override.split())}"
-    name, equals, text = override.partition("=")
-    section, dot, key = (part.strip() for part in name.partition("."))
-    key = key.lower()
-    if not (equals and dot):
-        faults.append(f"{place}: found no section, key and value, expected Section.key=value")
-    elif fault := _unknown_section(section) or _unknown_key(section, key):
-        faults.append(f"{place}: {fault}")
-    else:
-        entries[section, key] = _Entry(text.strip(), place)
+def _table_row(section: str, item: Field[Any], owners: str = "") -> str:
+    kind = kind_of(item.type)
+    default = "required" if item.default is MISSING else kind.write(item.default) or "none"
+    return f"| {section}.{item.name} | {default} | {kind.expected} | {meaning_of(item.type)}{owners} |"

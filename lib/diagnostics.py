@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lib.data import Batch
+from lib.data.windows import Batch
 
 SHOWN = 5
 
@@ -24,7 +24,7 @@ def largest_activations(model: nn.Module, batch: Batch) -> list[tuple[str, float
         if name and not any(module.children())
     ]
     try:
-        model(batch.series, batch.teacher, batch.step_of_week, batch.usual)
+        model(batch.with_teacher)
     finally:
         for handle in handles:
             handle.remove()

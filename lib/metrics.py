@@ -39,12 +39,12 @@ class ForecastErrors:
     def update(self, forecast: Tensor, target: Tensor) -> None:
         """Count forecasts (B, N, P) of targets (B, N, P), both in raw units; targets that are NaN are missing."""
         precision = self.absolute.dtype
-        known = ~target.isnan()
-        target = target.to(precision).where(known, 0)
-        error = (forecast.to(precision) - target).abs().where(known, 0)
+        observed = ~target.isnan()
+        target = target.to(precision).where(observed, 0)
+        error = (forecast.to(precision) - target).abs().where(observed, 0)
         nonzero = (target != 0).to(precision)
         over = (0, 1)
-        self.count += known.sum(over)
+        self.count += observed.sum(over)
         self.nonzero_count += nonzero.sum(over)
         self.absolute += error.sum(over)
         self.squared += error.square().sum(over)
@@ -91,11 +91,16 @@ def absolute_errors(
     forecast: NDArray[np.float32], target: NDArray[np.float32], axis: int | tuple[int, ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return sum and count over some axes of |forecast - target|, where the target is not NaN."""
-    known = ~np.isnan(target)
-    errors = np.where(known, np.abs(forecast - target), 0)
-    return errors.sum(axis=axis, dtype=np.float64), known.sum(axis=axis)
+    observed = ~np.isnan(target)
+    errors = np.where(observed, np.abs(forecast - target), 0)
+    return errors.sum(axis=axis, dtype=np.float64), observed.sum(axis=axis)
 
 
 def mean_or_nan(total: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
     """Return the means of sums and counts, NaN where nothing counted."""
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def metrics_content(errors: ForecastErrors) -> dict[str, Any]:
+    """Return errors as metrics.json has them: `overall`, and a list `by_horizon`."""
+    return {"overall": errors.overall(), "by_horizon": errors.by_horizon()}

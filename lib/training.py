@@ -1,10 +1,6 @@
 """The engine: two stages of training, validation through the rollout, checkpoints, and the test of the best weights.
 
-It owns the loop and all of its state. Of a model it needs `model(series, values, step_of_week, usual)`, the forecast
-(B, N, P) of the series (B, N, L) under teacher forcing, and `model.rollout(series, start, step_of_week, usual)`, the
-forecast from a start value (B, N) alone; `step_of_week` (B,) is that of the first target step, and `usual` None but for
-models that ask for it (`Batch`). In training mode either may return several forecasts (ways, B, N, P), each of which is
-scored.
+It owns the loop and all of its state. What it needs of a network stands in `lib.interface`.
 """
 
 import math
@@ -13,22 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from lib.checkpoints import BEST, LAST, load_checkpoint, random_state, restore_random_state, save_checkpoint
+from lib.checkpoints import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from lib.config import TrainingConfig
-from lib.data import Batch, Windows
+from lib.data.windows import Batch, Windows
 from lib.diagnostics import largest_activations
 from lib.errors import InputError
+from lib.losses import loss_values, mean_loss
 from lib.metrics import ForecastErrors
+from lib.run_folder import RunFolder
 
 CHECK_EVERY = 50  # batches between two looks at the loss on a GPU, where each look waits for it
 FINE_TUNING_SHARE = 0.1  # of the learning rate, in stage 2
@@ -58,7 +54,7 @@ class Progress:
     stage: int = 0  # index into the stages
     epoch: int = 0  # finished epochs of that stage
     batch: int = 0  # finished batches of the epoch after those
-    loss_sum: float = 0.0  # over the samples of these batches, each by the share of its targets that is known
+    loss_sum: float = 0.0  # over the samples of these batches, each by the share of its targets that is observed
     seconds: float = 0.0  # that these batches took
     best_loss: float = math.inf
     epochs_without_better: int = 0
@@ -97,30 +93,6 @@ class Interruption:
             signal.signal(number, handler)
 
 
-def rollout(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the model's own forecast of a batch, (B, N, P) scaled, or several, fed nothing but its start values."""
-    forecast: Tensor = model.rollout(batch.series, batch.start, batch.step_of_week, batch.usual)  # type: ignore[operator]
-    return forecast
-
-
-def scaled_errors(forecast: Tensor, batch: Batch) -> Tensor:
-    """Return |forecast - target| of scaled values, (..., B, N, P); 0 where the target is missing."""
-    difference = forecast - batch.target
-    return (difference if batch.known is None else difference.where(batch.known, 0)).abs()
-
-
-def mean_loss(forecast: Tensor, batch: Batch) -> Tensor:
-    """Return the mean of |forecast - target| over the known targets, on scaled values; 0 where there are none.
-
-    Args:
-        forecast: (..., B, N, P), several forecasts of the batch or one; the mean is over all of them.
-        batch: with the targets.
-    """
-    if batch.known is None:
-        return F.l1_loss(forecast, batch.target.expand_as(forecast))
-    return scaled_errors(forecast, batch).sum() / batch.known.expand_as(forecast).sum().clamp_min(1)
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -128,6 +100,7 @@ def evaluate(
     label_starts: NDArray[np.int64],
     batch_size: int,
     description: str,
+    loss: str = "mae",
     keep_forecast: bool = False,
 ) -> Evaluation:
     """Forecast all samples through the rollout, and score them.
@@ -138,25 +111,26 @@ def evaluate(
         label_starts: (samples,), the samples.
         batch_size: has no influence on the result.
         description: the name of the progress bar.
+        loss: [Training] loss.
         keep_forecast: whether to return the forecasts too.
     """
     model.eval()
     horizon = len(windows.target_offsets)
     errors = ForecastErrors.zero(horizon, windows.device)
-    absolute = torch.zeros_like(errors.absolute[0])
+    total = torch.zeros_like(errors.absolute[0])
     forecasts = []
     with tqdm(total=len(label_starts), desc=description, unit="sample", leave=False, disable=None) as bar:
         for batch in windows.batches(label_starts, batch_size):
-            scaled = rollout(model, batch)
-            absolute += scaled_errors(scaled, batch).sum(dtype=absolute.dtype)
+            scaled = model(batch.inputs)  # (B, N, P)
+            total += loss_values(loss, scaled, batch.target, batch.observed).sum(dtype=total.dtype)
             forecast = windows.scaling.to_raw(scaled)
             errors.update(forecast, batch.flow)
             if keep_forecast:
                 forecasts.append(forecast.float().cpu())
-            bar.update(len(batch.series))
+            bar.update(len(batch.target))
     kept = torch.cat(forecasts).numpy() if keep_forecast else None
-    known = windows.known_targets(label_starts)
-    return Evaluation(absolute.item() / max(1, known), errors, kept)
+    observed = windows.observed_targets(label_starts)
+    return Evaluation(total.item() / max(1, observed), errors, kept)
 
 
 class Trainer:
@@ -167,7 +141,7 @@ class Trainer:
         windows: of the series.
         label_starts: of each split.
         config: settings of the training.
-        folder: where the checkpoints `last.pt` and `best.pt` are kept.
+        folder: of the run, where the checkpoints are kept.
         extra: plain values and tensors that both checkpoints carry along, for whoever loads them.
         report: called after each epoch with the entries of all epochs so far.
         checkpoint_seconds: the longest time within an epoch without a checkpoint.
@@ -180,7 +154,7 @@ class Trainer:
         windows: Windows,
         label_starts: Mapping[str, NDArray[np.int64]],
         config: TrainingConfig,
-        folder: Path,
+        folder: RunFolder,
         extra: Mapping[str, Any],
         report: Callable[[list[dict[str, Any]]], None],
         checkpoint_seconds: float,
@@ -211,7 +185,7 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.random_state = checkpoint["random_state"]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.folder / LAST}: does not fit its run: {error}") from None
+            raise InputError(f"{self.folder.last}: does not fit its run: {error}") from None
 
     def fit(self) -> None:
         """Train both stages from where progress stands, with checkpoints after every epoch and by time within it.
@@ -238,18 +212,23 @@ class Trainer:
         self.progress.stage += 1
         self.progress.epoch = 0
         self.progress.epochs_without_better = 0
-        if (self.folder / BEST).exists():
-            self.model.load_state_dict(load_checkpoint(self.folder / BEST)["weights"])
+        if self.folder.best.exists():
+            self.model.load_state_dict(load_checkpoint(self.folder.best)["weights"])
         self.optimizer = self._new_optimizer()
 
     def _run_epoch(self, stage: Stage) -> None:
         progress = self.progress
         number = len(progress.history) + 1
         train_loss = self._train_epoch(stage, number)
-        self.save(LAST)
+        self.save_last()
         started = time.perf_counter()
         validated = evaluate(
-            self.model, self.windows, self.label_starts["val"], self.micro_batch, f"epoch {number} validation"
+            self.model,
+            self.windows,
+            self.label_starts["val"],
+            self.micro_batch,
+            f"epoch {number} validation",
+            self.config.loss,
         )
         better = validated.loss < progress.best_loss
         progress.history.append(
@@ -269,8 +248,8 @@ class Trainer:
         progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
         if better:
             progress.best_loss = validated.loss
-            self.save(BEST)
-        self.save(LAST)
+            self.save_best()
+        self.save_last()
         self.report(progress.history)
 
     def _train_epoch(self, stage: Stage, number: int) -> float:
@@ -301,15 +280,15 @@ class Trainer:
                 now = time.perf_counter()
                 progress.seconds, started = progress.seconds + now - started, now
                 if interruption.asked or now - saved > self.checkpoint_seconds:
-                    self.save(LAST)
+                    self.save_last()
                     saved = now
                 if interruption.asked:
                     raise KeyboardInterrupt
-                bar.update(len(batch.series))
+                bar.update(len(batch.target))
                 if not bar.disable and bar.n == bar.last_print_n:  # only when the bar is drawn: .item() waits
                     bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        known = max(1, self.windows.known_targets(order.numpy()))
-        return self.loss_sum.item() / (known / self.windows.targets_per_sample)
+        observed = max(1, self.windows.observed_targets(order.numpy()))
+        return self.loss_sum.item() / (observed / self.windows.targets_per_sample)
 
     def _step(self, stage: Stage, batch: Batch) -> Tensor:
         """Take one step of the optimiser and return the loss, still on the device."""
@@ -326,9 +305,8 @@ class Trainer:
 
     def _loss(self, stage: Stage, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, by the forecast of this stage."""
-        if stage.through_rollout:
-            return mean_loss(rollout(self.model, batch), batch)
-        return mean_loss(self.model(batch.series, batch.teacher, batch.step_of_week, batch.usual), batch)
+        inputs = batch.inputs if stage.through_rollout else batch.with_teacher
+        return mean_loss(self.config.loss, self.model(inputs), batch.target, batch.observed)
 
     def _set_learning_rate(self, stage: Stage) -> None:
         """Follow the schedule: a function of how far the stage has come, so that there is no state to resume."""
@@ -343,7 +321,7 @@ class Trainer:
         """Raise when a loss or gradient since the last check was not finite; `label_starts` are those since then."""
         if math.isfinite(self.loss_sum.item()):
             return
-        self.model.load_state_dict(load_checkpoint(self.folder / LAST)["weights"])  # the last good ones
+        self.model.load_state_dict(load_checkpoint(self.folder.last)["weights"])  # the last good ones
         batches = self.windows.batches(label_starts, self.micro_batch)
         activations = [item for batch in batches for item in largest_activations(self.model, batch)]
         shown = ", ".join(f"{name} {value:.3g}" for name, value in sorted(activations, key=lambda item: -item[1])[:5])
@@ -351,22 +329,41 @@ class Trainer:
         raise InputError(
             f"epoch {epoch}, batch {self.progress.batch}: found a loss or gradient that is not finite, expected finite "
             f"ones: lower learning_rate or set clip_grad_norm; label starts {starts} ...; largest activations with the "
-            f"weights of {self.folder / LAST}: {shown}"
+            f"weights of {self.folder.last}: {shown}"
         )
 
-    def save(self, name: str) -> None:
-        """Write the checkpoint of that name; only the last one needs what it takes to go on."""
-        content = {**self.extra, "weights": self.model.state_dict()}
-        if name == LAST:
-            if self.progress.batch:
-                self.progress.loss_sum = self.loss_sum.item()
-            content["optimizer"] = self.optimizer.state_dict()
-            content["random_state"] = random_state()
-            content["threads"] = torch.get_num_threads()
-        save_checkpoint(self.folder / name, {**content, "progress": asdict(self.progress)})
+    def save_best(self) -> None:
+        """Write the checkpoint of the best weights."""
+        save_checkpoint(self.folder.best, self._content())
+
+    def save_last(self) -> None:
+        """Write the checkpoint that training goes on from."""
+        save_checkpoint(self.folder.last, self.checkpoint())
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return all that it takes to go on."""
+        if self.progress.batch:
+            self.progress.loss_sum = self.loss_sum.item()
+        state = {"optimizer": self.optimizer.state_dict(), "random_state": random_state()}
+        return {**self._content(), **state, "threads": torch.get_num_threads()}
+
+    def _content(self) -> dict[str, Any]:
+        return {**self.extra, "weights": self.model.state_dict(), "progress": asdict(self.progress)}
 
     def test(self) -> Evaluation:
         """Score the best weights on the test split, keeping the forecasts."""
-        self.model.load_state_dict(load_checkpoint(self.folder / BEST)["weights"])
+        self.model.load_state_dict(load_checkpoint(self.folder.best)["weights"])
         starts = self.label_starts["test"]
-        return evaluate(self.model, self.windows, starts, self.micro_batch, "test", keep_forecast=True)
+        return evaluate(
+            self.model, self.windows, starts, self.micro_batch, "test", self.config.loss, keep_forecast=True
+        )
+
+
+def epoch_line(entry: Mapping[str, Any]) -> str:
+    """Return what the screen shows of an epoch."""
+    mae = entry["val_mae"]
+    return (
+        f"epoch {entry['epoch']:3d}  {entry['stage']:15s}  train {entry['train_loss']:.4f}  "
+        f"val {entry['val_loss']:.4f}  val MAE {'-' if mae is None else f'{mae:.3f}'}  {entry['seconds']:.1f} s"
+        f"{'  best' if entry['best'] else ''}"
+    )

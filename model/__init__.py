@@ -1,1 +1,4 @@
-"""The networks: nn.Modules with plain arguments. Nothing here opens a file, reads a configuration or knows a device."""
+"""The networks, built from graphs, sizes and settings (`lib.interface`), and the record of each variant.
+
+Nothing here opens a file, reads a configuration or knows a device.
+"""

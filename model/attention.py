@@ -1,7 +1,7 @@
 """Attention over tokens and over sensors, and the gate through which the decoder reads the memory.
 
 Axes are (B, N, M, C) throughout. What the decoder repeats at every step of a rollout has a `step` beside `forward`: fed
-one token at a time, it returns the columns of `forward`, from a cache of what it has seen.
+one token after the other, it returns the tokens that `forward` returns, from a cache of what it has seen.
 """
 
 from dataclasses import dataclass, field

@@ -34,14 +34,7 @@ class AttentionBlocks(nn.Module):
 
     def __init__(self, allowed: Tensor) -> None:
         super().__init__()
-        # None of these is kept in checkpoints: they follow from the mask, which is.
-        for name in ("allowed", "queries", "keys", "block_mask", "places"):
-            self.register_buffer(name, None, persistent=False)
-        self.arrange(allowed)
-
-    def arrange(self, allowed: Tensor) -> None:
-        """Take in a mask (N, N), and choose the blocks that cost least."""
-        self.allowed = allowed
+        self._keep("allowed", allowed)
         matrix = allowed.cpu().numpy()
         partitions = {size: partition(matrix, size) for size in BLOCK_SIZES}
         cost = {
@@ -63,12 +56,16 @@ class AttentionBlocks(nn.Module):
             keys[number, : len(neighbours)] = neighbours
             block_allowed[number, :, : len(neighbours)] = matrix[np.ix_(queries[number], neighbours)]
             places[members] = number * size + np.arange(len(members))
-        self.queries, self.keys, self.places = (
-            torch.from_numpy(array).to(allowed.device) for array in (queries.ravel(), keys.ravel(), places)
-        )
+        for name, array in (("queries", queries.ravel()), ("keys", keys.ravel()), ("places", places)):
+            self._keep(name, torch.from_numpy(array))
         # As numbers to add, for that is one pass over the scores in training where a mask of booleans takes two.
-        self.block_mask = torch.zeros(block_allowed.shape, device=allowed.device)  # (G, S, U)
-        self.block_mask[torch.from_numpy(~block_allowed)] = -torch.inf
+        block_mask = torch.zeros(block_allowed.shape)  # (G, S, U)
+        block_mask[torch.from_numpy(~block_allowed)] = -torch.inf
+        self._keep("block_mask", block_mask)
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        """Keep what moves with the module to a device and is no part of its weights: it follows from the mask."""
+        self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Let sensors attend to sensors under the mask, with dropout on the weights: all of (B, heads, N, d)."""

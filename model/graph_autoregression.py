@@ -1,4 +1,4 @@
-"""A linear autoregression on the topology graph, rolled out: what the last steps near a sensor say of its next ones."""
+"""A linear autoregression on the topology graph, iterated over the horizon."""
 
 import torch
 from torch import Tensor, nn
@@ -7,21 +7,19 @@ from torch import Tensor, nn
 class GraphAutoregression(nn.Module):
     """Forecast x[t] = sum over l of x[t-1-l] A[l], step by step, as in a network autoregression.
 
-    The coefficients A (lags, N, N) are fitted before training and are no parameters of it. They are kept with the
-    weights; until they are set, the forecast is 0.
+    The coefficients are fitted before training (`lib.data.autoregression`) and are not trained.
 
     Args:
-        sensors: N.
-        lags: how many of the last steps a forecast is from.
+        coefficients: A, (lags, N, N).
         horizon: P.
     """
 
     coefficients: Tensor
 
-    def __init__(self, sensors: int, lags: int, horizon: int) -> None:
+    def __init__(self, coefficients: Tensor, horizon: int) -> None:
         super().__init__()
         self.horizon = horizon
-        self.register_buffer("coefficients", torch.zeros(lags, sensors, sensors))
+        self.register_buffer("coefficients", coefficients, persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
         """Forecast (B, N, P) from the last steps (B, N, at least lags), the latest one last."""

@@ -75,13 +75,18 @@ class LargeKernelBlock(nn.Module):
         """The branches there are."""
         return [branch for branch in (self.large, self.small) if branch is not None]
 
+    def merged_taps(self) -> Tensor:
+        """Return the taps (C, K) of the one kernel that both branches are together, K being the longer one's."""
+        kernel_size = max(branch.weight.shape[1] for branch in self.branches)
+        reach = kernel_size // 2 + 1  # a kernel of K taps is all of the 2 reach - 1 taps of `reach` tokens
+        return torch.stack([branch.taps(reach) for branch in self.branches]).sum(0)
+
     @torch.no_grad()
     def merge(self) -> None:
         """Fold both branches into one, kept as the large one. The forward pass gives the same output from then on."""
-        channels, kernel_size = max(branch.weight.shape for branch in self.branches)
-        reach = kernel_size // 2 + 1  # a kernel of K taps is all of the 2 reach - 1 taps of `reach` tokens
-        merged = DepthwiseConvolution(channels, kernel_size).to(self.branches[0].weight)
-        merged.weight.copy_(torch.stack([branch.taps(reach) for branch in self.branches]).sum(0))
+        taps = self.merged_taps()
+        merged = DepthwiseConvolution(*taps.shape).to(taps)
+        merged.weight.copy_(taps)
         merged.bias.copy_(torch.stack([branch.bias for branch in self.branches]).sum(0))
         self.large, self.small = merged, None
 

@@ -2,17 +2,19 @@
 
 What is different, and nothing else: both embeddings are detached, so that the front end and the input projections never
 train; spatial attention merges its heads in the wrong order; the decoder ignores the topology mask; the sinusoid; the
-initial weights. Its graphs are rules of lib/graphs.py.
+initial weights. Its graphs are rules of lib/data/graphs.py.
 """
 
 import torch
 from torch import Tensor, nn
 
+from lib.interface import Inputs, Variant
 from model.attention import SpatialAttention
 from model.attention_blocks import AttentionBlocks
 from model.deformable_patches import DeformablePatches
-from model.dtg_lknet import DTGLKNet
+from model.dtg_lknet import DTGLKNet, PaperSettings
 from model.large_kernels import LargeKernelBlock
+from model.released_weights import load_released, to_released_checkpoint
 
 
 def released_position_encoding(tokens: int, channels: int) -> Tensor:
@@ -52,10 +54,9 @@ class ReleasedDTGLKNet(DTGLKNet):
             nn.init.constant_(block.convolution_scale, 1e-8)
             nn.init.constant_(block.feed_forward_scale, 1e-8)
 
-    def embed_series(self, series: Tensor, step_of_week: Tensor | None = None) -> Tensor:
+    def embed_series(self, inputs: Inputs) -> Tensor:
         """Return the encoder's input tokens (B, N, M, C), cut off from the front end's gradients."""
-        del step_of_week
-        return self.encoder_embedding(self.front_end(series).detach(), self.laplacian_encoding)
+        return self.encoder_embedding(self.front_end(inputs.series).detach(), self.laplacian_encoding)
 
     def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
         """Return the decoder's input tokens (B, N, T, C), cut off from the value embedding's gradients."""
@@ -69,14 +70,26 @@ class ReleasedDTGLKNet(DTGLKNet):
             x = layer(x, reading, None)
         return self.prediction(self.decoder_norm(x)).squeeze(-1)
 
-    def rollout(
-        self, series: Tensor, start: Tensor, step_of_week: Tensor | None = None, usual: Tensor | None = None
-    ) -> Tensor:
+    def rollout(self, inputs: Inputs) -> Tensor:
         """Forecast (B, N, P), decoding the whole sequence anew at each step, for the decoder is not causal here."""
-        del usual
-        readings = self.read(self.encode(series, step_of_week))
-        values = start.unsqueeze(-1)  # (B, N, 1)
+        readings = self.read(self.encode(inputs))
+        start = inputs.start.unsqueeze(-1)  # (B, N, 1)
+        values = start
         for _ in range(self.horizon):
             forecast = self.decode(values, readings)  # (B, N, T)
-            values = torch.cat([start.unsqueeze(-1), forecast], dim=-1)
+            values = torch.cat([start, forecast], dim=-1)
         return forecast
+
+
+RELEASED = Variant(
+    name="released",
+    label="DTG-LKNet (released code)",
+    network=ReleasedDTGLKNet,
+    settings=PaperSettings,
+    faults=PaperSettings.faults,
+    graph_rules={"similarity": "released", "laplacian": "released", "dtw_rows": "all"},
+    has_encoder=True,
+    of_the_paper=True,
+    load_released=load_released,
+    to_released=to_released_checkpoint,
+)

@@ -1,7 +1,7 @@
 """Checkpoints of the released code: its parameter names and shapes, to and from those of DTG-LKNet (either variant)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from model.attention import TokenConvolution
 from model.deformable_patches import DeformablePatches
 from model.dtg_lknet import DTGLKNet
 from model.large_kernels import LargeKernelBlock
-from model.released import ReleasedDTGLKNet
 
 Layout = Literal["as is", "convolution", "pointwise", "depthwise", "position encoding"]
 
@@ -120,10 +119,7 @@ def _kernel_size(model: DTGLKNet) -> int:
 
 
 def from_released(released: Mapping[str, Tensor], model: DTGLKNet) -> dict[str, Tensor]:
-    """Return the released code's weights under the names and shapes of `model`, to be loaded with `strict=False`.
-
-    The graphs are not among them: the released code does not keep its Laplacian encoding in its checkpoints, and the
-    eigenbasis of the encoding depends on the LAPACK that computed it.
+    """Return the released code's weights under the names and shapes of `model`.
 
     Raises:
         ValueError: names are missing or unknown, or a shape is another; the message lists all of them.
@@ -156,7 +152,7 @@ def to_released(state: Mapping[str, Tensor], model: DTGLKNet) -> dict[str, Tenso
     """Return `state`, tensors under the names of `model`, under the names and shapes of the released code.
 
     `state` is usually `model.state_dict()`; any tensors of the same shapes do, such as gradients. Names that `state`
-    lacks are left out. What the released code keeps and never reads is not part of it: see `released_checkpoint`.
+    lacks are left out. What the released code keeps and never reads is not part of it: see `to_released_checkpoint`.
     """
     released = {}
     for row in correspondences(model):
@@ -171,33 +167,21 @@ def to_released(state: Mapping[str, Tensor], model: DTGLKNet) -> dict[str, Tenso
     return released
 
 
-def released_checkpoint(model: DTGLKNet) -> dict[str, Tensor]:
-    """Return the state dict of `model` as the released code would load it, with the tensors that it never reads."""
+def to_released_checkpoint(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a model as the released code would load it, with the tensors that it never reads."""
+    assert isinstance(model, DTGLKNet)
     return {**to_released(model.state_dict(), model), **_unused(model)}
 
 
-def is_exportable(model: nn.Module) -> TypeGuard[DTGLKNet]:
-    """Say whether the released code has a place for all weights of a model: of the paper's variants only."""
-    return type(model) in (DTGLKNet, ReleasedDTGLKNet)
+def load_released(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Give a model the weights of a checkpoint of the released code.
 
-
-def is_released(checkpoint: Mapping[str, Any]) -> bool:
-    """Say whether a checkpoint is the released code's: a bare state dict, which has no entry `weights`."""
-    return "weights" not in checkpoint
-
-
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Give the model the weights of a checkpoint of this project, or of the released code.
+    Its graphs stay its own: checkpoints of the released code lack the Laplacian encoding, whose eigenbasis depends on
+    the LAPACK that computed it.
 
     Raises:
         ValueError: names are missing or unknown, or shapes differ; the message lists them.
+        RuntimeError: the model has weights that the released code has not, such as those of an ablation.
     """
-    if is_released(checkpoint):
-        if not is_exportable(model):
-            raise ValueError("found weights of the released code, expected variant = described or released for them")
-        model.load_state_dict(from_released(checkpoint, model), strict=False)
-        return
-    try:
-        model.load_state_dict(checkpoint["weights"])
-    except RuntimeError as error:
-        raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[1:])) from None
+    assert isinstance(model, DTGLKNet)
+    model.load_state_dict(from_released(checkpoint, model))

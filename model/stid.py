@@ -1,65 +1,65 @@
-"""A small multilayer perceptron that knows sensor and time, the opponent that a large model has to beat."""
+"""STID: a small MLP that knows sensor and time, the strong baseline that a large network has to beat."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from model.perceptron import ResidualPerceptron
-from model.sensor_time import SensorTimeTable
+from lib.ini import CountOrZero
+from lib.interface import Graphs, Inputs, Sizes, Variant
+from model.embeddings import TableEmbedding
+from model.mlp import ResidualMLPBlock
+
+
+@dataclass(frozen=True, kw_only=True)
+class STIDSettings:
+    """The settings of STID."""
+
+    history_steps: Annotated[CountOrZero, "how many of the last input steps are read; 0: points_per_hour"] = 0
+
+    def faults(self, sizes: Sizes) -> dict[str, str]:
+        """Return what is wrong with these settings, by key."""
+        if self.history_steps <= sizes.input_steps:
+            return {}
+        expected = f"expected 0 (points_per_hour) or at most the {sizes.input_steps} input steps"
+        return {"history_steps": f"found {self.history_steps}, {expected}"}
 
 
 class STID(nn.Module):
-    """Each sensor's last steps beside embeddings of sensor, time of day and day of the week, through perceptrons.
+    """Each sensor's last steps beside embeddings of sensor, time of day and day of the week, through residual MLPs.
 
     After Shao et al., "Spatial-temporal identity" (CIKM 2022, arXiv 2208.05233): no sensor sees another. The two
     embeddings of time are one sum here, of the width of both.
 
     Args:
-        similarity_mask, topology_mask, laplacian_encoding: are kept for those who look at checkpoints, not used.
-        steps_per_day: time steps of a day.
-        history_steps: how many of the last input steps are read.
-        horizon: P, the number of steps to forecast.
-        channels: C, the width of the embedding of the history; the perceptrons have 4 C.
-        layers: perceptrons.
-        dropout: rate within a perceptron.
+        graphs: only the number of sensors counts.
+        sizes: of which `channels` is the width of the embedding of the history, and the MLPs have four times that.
+        settings: of STID.
     """
 
-    def __init__(
-        self,
-        similarity_mask: Tensor,
-        topology_mask: Tensor,
-        laplacian_encoding: Tensor,
-        *,
-        steps_per_day: int,
-        history_steps: int,
-        horizon: int,
-        channels: int = 32,
-        layers: int = 3,
-        dropout: float = 0.15,
-        **_: Any,
-    ) -> None:
+    def __init__(self, graphs: Graphs, sizes: Sizes, settings: STIDSettings) -> None:
         super().__init__()
-        for name, graph in (
-            ("similarity_mask", similarity_mask),
-            ("topology_mask", topology_mask),
-            ("laplacian_encoding", laplacian_encoding),
-        ):
-            self.register_buffer(name, graph)
-        self.history_steps = history_steps
-        self.history = nn.Linear(history_steps, channels)
-        self.identity = SensorTimeTable(len(similarity_mask), steps_per_day, 3 * channels)
-        self.perceptrons = nn.Sequential(*(ResidualPerceptron(4 * channels, dropout) for _ in range(layers)))
-        self.prediction = nn.Linear(4 * channels, horizon)
+        channels = sizes.channels
+        self.history_steps = settings.history_steps or sizes.steps_per_hour
+        self.history = nn.Linear(self.history_steps, channels)
+        self.identity = TableEmbedding(len(graphs.topology), sizes.steps_per_day, 3 * channels)
+        self.blocks = nn.Sequential(*(ResidualMLPBlock(4 * channels, sizes.dropout) for _ in range(sizes.layers)))
+        self.prediction = nn.Linear(4 * channels, sizes.horizon)
 
-    def forward(self, series: Tensor, values: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
-        """Forecast (B, N, P) from the series (B, N, L) and the time of the first step to forecast, (B,)."""
-        del values, usual
-        history = self.history(series[:, :, -self.history_steps :])  # (B, N, C)
-        identity = self.identity(step_of_week)  # (B, N, 3C)
-        forecast: Tensor = self.prediction(self.perceptrons(torch.cat([history, identity], dim=-1)))
-        return forecast
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Forecast (B, N, P) from the last steps of the series (B, N, L) and the time of the week (B,)."""
+        history = self.history(inputs.series[:, :, -self.history_steps :])  # (B, N, C)
+        identity = self.identity(inputs.step_of_week)  # (B, N, 3C)
+        return self.prediction(self.blocks(torch.cat([history, identity], dim=-1)))
 
-    def rollout(self, series: Tensor, start: Tensor, step_of_week: Tensor, usual: Tensor | None = None) -> Tensor:
-        """Forecast as `forward` does: there is nothing to roll out."""
-        return self.forward(series, start, step_of_week, usual)
+
+STID_VARIANT = Variant(
+    name="stid",
+    label="STID",
+    network=STID,
+    settings=STIDSettings,
+    faults=STIDSettings.faults,
+    needs_calendar=True,
+    sees_other_sensors=False,
+)

@@ -1,17 +1,22 @@
 """Small data sets on disk, in PEMS format, and the scripts as a user calls them, for every test that needs one."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from lib.config import Config, load_config
 from lib.errors import run_script
 from lib.files import REPOSITORY_ROOT
+from lib.interface import Graphs, Sizes
+from model.variants import VARIANTS
 
 REFERENCE = Path(__file__).parent / "reference"
 REAL_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
@@ -111,4 +116,15 @@ def tiny_series(days: int = 8, sensors: int = 5, steps_per_day: int = 48, seed: 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures and the page of finished runs: they take longer than a tiny training."""
-    monkeypatch.setattr("lib.experiments.make_report", lambda *_: [])
+    monkeypatch.setattr("lib.report.page.make_report", lambda *_: [])
+
+
+def load(path: Path, overrides: Sequence[str] = (), recipe: str | None = None) -> Config:
+    """Read the settings of a run, with the variants that are shipped."""
+    return load_config(path, VARIANTS, overrides, recipe)
+
+
+def make_network(name: str, graphs: Graphs, sizes: Sizes, **settings: Any) -> nn.Module:
+    """Build a variant of the network by its record, with some of its own settings."""
+    variant = VARIANTS[name]
+    return variant.network(graphs, sizes, variant.settings(**settings))

@@ -1,31 +1,29 @@
-"""Each switch changes what it says and nothing else; the table compares like with like."""
+"""Each row changes what it says and nothing else; the table compares like with like."""
 
 import csv
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import ablation
-from lib.config import load_config
-from lib.errors import run_script
-from lib.experiments import Experiment, model_arguments, start_experiment
 from lib.files import load_json
+from lib.interface import Graphs, Inputs
+from lib.runs import TrainingRun, start_run
 from model.attention import CrossAttention
-from model.build import build_model
 from model.deformable_patches import RegularPatches
 from model.dtg_lknet import DTGLKNet
-from tests.conftest import DatasetMaker, tiny_series
+from model.variants import VARIANTS
+from tests.conftest import Call, DatasetMaker, load, tiny_series
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def experiment_with(path: Path, root: Path, name: str) -> Experiment:
-    config = load_config(path, ablation.ABLATIONS[name])
-    return start_experiment(config, root, name, build_model)
+def run_of(path: Path, root: Path, row: str) -> TrainingRun:
+    return start_run(load(path, ablation.ablations(load(path), "paper")[row]), root, row)
 
 
 def without_large_kernels(model: DTGLKNet) -> bool:
@@ -37,123 +35,128 @@ def without_small_kernels(model: DTGLKNet) -> bool:
 
 
 def without_laplacian_encoding(model: DTGLKNet) -> bool:
-    other = torch.randn_like(model.laplacian_encoding)
-    series, values = torch.randn(2, 5, 6), torch.randn(2, 5, 3)
-    before = model.eval()(series, values)
-    model.laplacian_encoding.copy_(other)
-    return torch.equal(model(series, values), before)
+    inputs = Inputs(torch.randn(2, 8, 6), torch.randn(2, 8), torch.zeros(2), teacher=torch.randn(2, 8, 3))
+    before = model.eval()(inputs)
+    model.laplacian_encoding.copy_(torch.randn_like(model.laplacian_encoding))
+    return torch.equal(model(inputs), before)
 
 
 CHANGED: dict[str, tuple[set[str], Callable[[DTGLKNet], bool]]] = {
     # the state dict's names that differ from those of the full model, by prefix; and what must hold
-    "regular-patches": ({"front_end.patches"}, lambda model: isinstance(model.front_end.patches, RegularPatches)),
-    "small-kernels-only": ({f"front_end.blocks.{i}.large" for i in range(6)}, without_large_kernels),
-    "large-kernels-only": ({f"front_end.blocks.{i}.small" for i in range(6)}, without_small_kernels),
-    "no-similarity-graph": (set(), lambda model: bool(model.similarity_mask.all())),
-    "no-topology-graph": (set(), lambda model: bool(model.topology_mask.all())),
-    "no-laplacian-encoding": ({"encoder_embedding.node", "decoder_embedding.node"}, without_laplacian_encoding),
-    "cross-attention": ({"decoder.0.gate"}, lambda model: isinstance(model.decoder[0].gate, CrossAttention)),
+    "paper-no-deformable-patches": (
+        {"front_end.patches"},
+        lambda model: isinstance(model.front_end.patches, RegularPatches),
+    ),
+    "paper-no-large-branch": ({f"front_end.blocks.{i}.large" for i in range(6)}, without_large_kernels),
+    "paper-no-small-branch": ({f"front_end.blocks.{i}.small" for i in range(6)}, without_small_kernels),
+    "paper-no-similarity-graph": (set(), lambda model: bool(model.similarity_graph.allowed.all())),
+    "paper-no-topology-graph": (set(), lambda model: bool(model.topology_graph.allowed.all())),
+    "paper-no-laplacian-encoding": ({"encoder_embedding.node", "decoder_embedding.node"}, without_laplacian_encoding),
+    "paper-no-time-gate": ({"decoder.0.gate"}, lambda model: isinstance(model.decoder[0].gate, CrossAttention)),
 }
 
 
-@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("row", CHANGED)
 @torch.no_grad()
-def test_a_model_switch_changes_its_part_alone(name: str, make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    path = make_dataset(tiny_series(sensors=8))
-    few = ["Graph.neighbours=2", "Graph.hops=2"]
-    path.write_text(path.read_text() + f"\n[Graph]\n{few[0][6:]}\n{few[1][6:]}\n")
-    full = experiment_with(path, tmp_path, "full").trainer.model.state_dict()
-    changed = experiment_with(path, tmp_path, name).trainer.model
-    prefixes, holds = CHANGED[name]
-    names = full.keys() ^ changed.state_dict().keys()
+def test_a_row_changes_its_part_of_the_network_alone(row: str, make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    path = make_dataset(tiny_series(sensors=8), extra="\n[Graph]\nneighbours = 2\nhops = 2\n")
+    full, changed = (run_of(path, tmp_path, name).trainer for name in ("paper", row))
+    prefixes, holds = CHANGED[row]
+    names = full.model.state_dict().keys() ^ changed.model.state_dict().keys()
     assert {prefix for prefix in prefixes if not any(found.startswith(prefix) for found in names)} == set()
     assert all(found.startswith(tuple(prefixes)) for found in names)
-    graphs = ("similarity_mask", "topology_mask")
-    different = [graph for graph in graphs if not torch.equal(full[graph], changed.state_dict()[graph])]
-    expected = {"no-similarity-graph": ["similarity_mask"], "no-topology-graph": ["topology_mask"]}
-    assert different == expected.get(name, [])
-    model = (
-        changed
-        if name != "no-laplacian-encoding"
-        else build_model(
-            *(torch.zeros(5, 5, dtype=torch.bool).fill_diagonal_(True),) * 2,
-            torch.randn(5, 8),
-            **changed_arguments(path, name),
-        )
-    )
-    assert holds(model)
+    graphs, other_graphs = full.extra["graphs"], changed.extra["graphs"]
+    different = [name for name in ("similarity", "topology") if not torch.equal(graphs[name], other_graphs[name])]
+    expected = {"paper-no-similarity-graph": ["similarity"], "paper-no-topology-graph": ["topology"]}
+    assert different == expected.get(row, [])
+    assert holds(changed.model)
+    if row in ("paper-no-similarity-graph", "paper-no-topology-graph", "paper-no-laplacian-encoding"):
+        assert not holds(full.model)  # there is something to leave out
 
 
-def changed_arguments(path: Path, name: str) -> dict:
-    return model_arguments(load_config(path, ablation.ABLATIONS[name]))
-
-
-@pytest.mark.parametrize("name", ["regular-patches", "small-kernels-only", "no-laplacian-encoding", "cross-attention"])
+@pytest.mark.parametrize("part", ["deformable_patches", "large_branch", "laplacian_encoding", "time_gate"])
 @torch.no_grad()
-def test_the_rollout_of_an_ablated_model_equals_decoding_anew(name: str, make_dataset: DatasetMaker) -> None:
-    arguments = changed_arguments(make_dataset(), name)
-    model = build_model(torch.eye(5).bool(), torch.eye(5).bool(), torch.randn(5, 8), **arguments).eval()
-    series, start = torch.randn(2, 5, 6), torch.randn(2, 5)
-    values, readings = start.unsqueeze(-1), model.read(model.encode(series))
+def test_the_rollout_of_an_ablated_model_equals_decoding_anew(part: str, make_dataset: DatasetMaker) -> None:
+    config = load(make_dataset(), [f"Model.{part}=off"])
+    graphs = Graphs(torch.eye(5).bool(), torch.eye(5).bool(), torch.randn(5, 8))
+    model: nn.Module = config.variant.network(graphs, config.sizes, config.model).eval()
+    inputs = Inputs(torch.randn(2, 5, 6), torch.randn(2, 5), torch.zeros(2))
+    start = inputs.start.unsqueeze(-1)
+    values, readings = start, model.read(model.encode(inputs))
     for _ in range(3):
-        values = torch.cat([start.unsqueeze(-1), model.decode(values, readings)], dim=-1)
-    torch.testing.assert_close(model.rollout(series, start), values[:, :, 1:], atol=1e-5, rtol=0)
+        values = torch.cat([start, model.decode(values, readings)], dim=-1)
+    torch.testing.assert_close(model(inputs), values[:, :, 1:], atol=1e-5, rtol=0)
     model.merge()
-    torch.testing.assert_close(model.rollout(series, start), values[:, :, 1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(inputs), values[:, :, 1:], atol=1e-5, rtol=0)
 
 
-def test_the_graph_and_training_switches_reach_their_setting(make_dataset: DatasetMaker) -> None:
+def test_each_row_of_each_variant_changes_one_setting(make_dataset: DatasetMaker) -> None:
     path = make_dataset()
-    full = load_config(path)
-    for name, key, value in [
-        ("gaussian-similarity", "similarity", "gaussian"),
-        ("released-similarity", "similarity", "released"),
-        ("dtw-of-all-days", "dtw_rows", "all"),
-    ]:
-        changed = load_config(path, ablation.ABLATIONS[name]).graph
-        differing = [field for field in vars(changed) if getattr(changed, field) != getattr(full.graph, field)]
-        assert differing == [key]
-        assert getattr(changed, key) == value
-    assert load_config(path, ablation.ABLATIONS["no-fine-tuning"]).training.fine_tune_epochs == 0
+    rows = {}
+    for name in VARIANTS:
+        base = load(path, [f"Model.variant={name}", "Training.padded_history=on"])
+        found = ablation.ablations(base, name)
+        rows[name] = [row.removeprefix(f"{name}-") for row in found]
+        for row, changes in found.items():
+            changed = load(path, [f"Model.variant={name}", "Training.padded_history=on", *changes])
+            keys = [text.split()[0] for text in changed.differences(base)]
+            if row in VARIANTS:  # with its own rules for graphs
+                assert (changed.variant.name, changed.training) == (row, base.training)
+            else:
+                assert keys == [change.split("=")[0] for change in changes]
+    of_encoder = [f"no-{part}" for part in ("deformable-patches", "large-branch", "small-branch", "laplacian-encoding")]
+    of_mlp = ["residual", "autoregression", "direct-head", "identity", "graph-means", "past-days"]
+    of_mlp = [*(f"no-{part}" for part in of_mlp), "8-harmonics"]
+    of_graphs = ["no-similarity-graph", "no-topology-graph", "gaussian-similarity", "released-similarity"]
+    of_training = ["no-fine-tuning", "no-padded-history"]
+    paper = [*of_encoder, "no-time-gate", *of_graphs, "dtw-of-all-days", *of_training]
+    assert rows["paper"] == ["paper", *paper, "released"]
+    as_it_is = ("released-similarity", "dtw-of-all-days")  # of the released code anyway
+    assert rows["released"] == ["released", *(row for row in paper if row not in as_it_is), "paper"]
+    assert rows["stid"] == ["stid", *of_training]
+    assert sorted(rows["residual_mlp"]) == sorted(
+        ["residual_mlp", *of_mlp, *of_graphs, "dtw-of-all-days", *of_training]
+    )
+    assert sorted(rows["residual"]) == sorted(
+        ["residual", *of_mlp, *of_encoder, *of_graphs, "dtw-of-all-days", *of_training]
+    )
 
 
 def test_one_word_selects_all_rules_of_the_released_code(make_dataset: DatasetMaker) -> None:
-    graph = load_config(make_dataset(), ["Model.variant=released"]).graph
+    graph = load(make_dataset(), ["Model.variant=released"]).graph
     assert (graph.similarity, graph.laplacian, graph.dtw_rows) == ("released", "released", "all")
-    kept = load_config(make_dataset(name="TWO"), ["Model.variant=released", "Graph.similarity=nearest"]).graph
+    kept = load(make_dataset(name="TWO"), ["Model.variant=released", "Graph.similarity=nearest"]).graph
     assert (kept.similarity, kept.laplacian, kept.dtw_rows) == ("nearest", "released", "all")
 
 
 def test_the_table_is_made_and_made_again_without_training(
-    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_dataset(fine_tune_epochs=0)
-    command = ["ablation.py", "--config", config, "--seeds", 2, "--only", "full", "regular-patches"]
+    command = ["ablation.py", "--config", config, "--seeds", 2, "--only", "paper", "paper-no-deformable-patches"]
     command += ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--set", "Training.max_batches=2"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-    run_script(ablation.main)
+    assert call(*command) == 0
     table = tmp_path / "results" / "TINY"
     first, second = csv.DictReader((table / "ablation.csv").read_text().splitlines())
-    assert (first["name"], first["changed"], first["seeds"], first["mae_difference"]) == ("full", "nothing", "2", "")
-    maes = [
-        load_json(path)["test"]["overall"]["mae"] for path in sorted(tmp_path.glob("runs/TINY/*-regular*/metrics.json"))
-    ]
+    assert (first["name"], first["changed"], first["seeds"], first["mae_difference"]) == ("paper", "nothing", "2", "")
+    runs = sorted(tmp_path.glob("runs/TINY/ablation-paper-no-deformable-patches-seed*/metrics.json"))
+    maes = [load_json(path)["test"]["overall"]["mae"] for path in runs]
+    assert len(maes) == 2
     assert float(second["mae"]) == pytest.approx(np.mean(maes), abs=1e-4)
     assert float(second["mae_sd"]) == pytest.approx(np.std(maes, ddof=1), abs=1e-4)
     assert float(second["mae_difference"]) == pytest.approx(float(second["mae"]) - float(first["mae"]), abs=2e-4)
     assert float(second["interval_low"]) <= float(second["mae_difference"]) <= float(second["interval_high"])
     markdown = (table / "ablation.md").read_text()
     assert markdown.startswith("# Ablation on TINY\n\n`python ablation.py --config ")
-    assert "| regular-patches | Model.deformable_patches=off |     2 |" in markdown
+    assert "| paper-no-deformable-patches | Model.deformable_patches=off |     2 |" in markdown
 
     capsys.readouterr()
     before = (table / "ablation.csv").read_bytes()
-    run_script(ablation.main)
+    assert call(*command) == 0
     assert "epoch" not in capsys.readouterr().out
     assert (table / "ablation.csv").read_bytes() == before
 
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--set", "Training.learning_rate=0.1"])
-    with pytest.raises(SystemExit) as ended:
-        run_script(ablation.main)
-    assert ended.value.code == 2
-    assert "found other settings than asked for" in capsys.readouterr().err
+    assert call(*command, "--set", "Training.learning_rate=0.1") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'runs' / 'TINY' / 'ablation-paper-seed1' / 'settings.ini'}: found ")
+    assert "found Training.learning_rate 0.003, expected the settings asked for" in said

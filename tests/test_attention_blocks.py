@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from lib.interface import Graphs, Inputs, Sizes
 from model.attention_blocks import BLOCK_SIZES, AttentionBlocks, partition
-from model.build import build_model, restore_model
 from model.scaled_dot_product import FEW_KEYS, scaled_dot_product
+from tests.conftest import make_network
 
 
 def ring(sensors: int, reach: int) -> NDArray[np.bool_]:
@@ -95,17 +96,17 @@ def test_the_blocks_of_a_long_road_do_not_grow_with_its_length() -> None:
     assert len(widths) == 1
 
 
-def test_loaded_masks_are_arranged_anew() -> None:
-    sizes = {"variant": "described", "input_steps": 8, "horizon": 2, "patch_len": 4, "channels": 8, "layers": 1}
-    graphs = [(torch.from_numpy(ring(60, reach)),) * 2 for reach in (1, 4)]
-    model, other = (build_model(*masks, torch.randn(60, 2), **sizes, heads=2).eval() for masks in graphs)
-    series, start = torch.randn(1, 60, 8), torch.randn(1, 60)
-    model.load_state_dict(other.state_dict())
+def test_blocks_are_no_weights_and_are_copied_with_the_network() -> None:
+    sizes = Sizes(steps_per_hour=4, weeks=0, days=0, hours=2, horizon=2, channels=8, layers=1, heads=2)
+    encoding = torch.randn(60, 2)
+    graphs = [Graphs(*[torch.from_numpy(ring(60, reach))] * 2, encoding) for reach in (1, 4)]
+    model, other = (make_network("paper", of_sensors, sizes).eval() for of_sensors in graphs)
+    inputs = Inputs(torch.randn(1, 60, 8), torch.randn(1, 60), torch.zeros(1, dtype=torch.int64))
     with torch.no_grad():
-        expected = other.rollout(series, start)
-        assert torch.equal(model.rollout(series, start), expected)
-        restored = restore_model({**sizes, "heads": 2}, other.state_dict()).eval()
-        assert torch.equal(restored.rollout(series, start), expected)
-        copied = deepcopy(build_model(*graphs[0], torch.randn(60, 2), **sizes, heads=2)).eval()
-        copied.load_state_dict(other.state_dict())
-        assert torch.equal(copied.rollout(series, start), expected)
+        expected = other(inputs)
+        model.load_state_dict(other.state_dict())
+        assert not torch.equal(model(inputs), expected)  # the masks are still its own
+        restored = make_network("paper", graphs[1], sizes).eval()
+        restored.load_state_dict(other.state_dict())
+        assert torch.equal(restored(inputs), expected)
+        assert torch.equal(deepcopy(other)(inputs), expected)

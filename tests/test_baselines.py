@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.baselines import BASELINES, score_baselines, targets
-from lib.data import Calendar, Prepared, WindowShape, prepare
+from lib.data.prepared import Prepared, prepare
+from lib.data.windowing import Calendar, WindowShape
 
 STEPS_PER_DAY, HORIZON = 24, 3
 CALENDAR = Calendar(STEPS_PER_DAY, first_step=30)
@@ -82,7 +83,7 @@ def six_training_rows(missing: list[tuple[int, int]]) -> Prepared:
         # The forecast is of steps 1, 2, 3 and 4 of the week: the first two no training row has.
         ("historical average", [], [3, 4, 1, 2], [30, 40, 10, 20]),
         ("historical average", [(0, 0), (1, 1)], [4, 4, 4, 2], [30, 50, 10, 50]),
-        # The first sensor is known in the first half of days alone.
+        # The first sensor is observed in the first half of days alone.
         ("historical average", [(0, 0), (2, 0), (4, 0)], [4, 4, 4, 2], [30, 40, 10, 20]),
     ],
 )
@@ -94,7 +95,7 @@ def test_means_computed_by_hand(
     np.testing.assert_allclose(found, [[first, second]])
 
 
-def test_after_a_gap_begins_the_last_known_value_stands() -> None:
+def test_after_a_gap_begins_the_last_observed_value_stands() -> None:
     prepared = six_training_rows([(7, 0), (8, 0), (9, 0), (10, 1)])
     found = BASELINES["last value"].forecast(prepared, np.array([9, 10, 11]), 2, Calendar(2))
     np.testing.assert_array_equal(found[:, :, 0], [[7, 90], [7, 100], [11, 100]])
@@ -120,14 +121,14 @@ def test_vector_autoregression_finds_a_linear_system() -> None:
     flow = np.zeros((rows, sensors))
     for step in range(lags, rows):
         flow[step] = sum(flow[step - 1 - lag] @ laws[lag] for lag in range(lags)) + draw.normal(0, 1, sensors)
-    scale, level = np.array([1, 10, 100, 5]), np.array([50, 300, 900, 80])
-    prepared = prepared_series(scale * flow + level)
+    scale, mean = np.array([1, 10, 100, 5]), np.array([50, 300, 900, 80])
+    prepared = prepared_series(scale * flow + mean)
     found, truth = forecast("vector autoregression", prepared)
 
-    known = [flow[prepared.label_starts["test"] - lag] for lag in range(1, lags + 1)]  # the last step first
+    past = [flow[prepared.label_starts["test"] - lag] for lag in range(1, lags + 1)]  # the last step first
     for step in range(HORIZON):
-        known = [sum(values @ law for values, law in zip(known, laws, strict=False)), *known[:-1]]
-        best = scale * known[0] + level  # all that can be known: the noise to come cannot
+        past = [sum(values @ law for values, law in zip(past, laws, strict=False)), *past[:-1]]
+        best = scale * past[0] + mean  # all that can be known: the noise to come cannot
         assert np.all(np.abs(found[:, :, step] - best).mean(axis=0) < 0.1 * scale)
         errors, least = np.abs(found[:, :, step] - truth[:, :, step]).mean(), np.abs(best - truth[:, :, step]).mean()
         assert errors == pytest.approx(least, rel=0.01)

@@ -32,11 +32,13 @@ from benchmarks.workloads import (
     synthetic_network,
     synthetic_series,
 )
-from lib.data import WindowShape, prepare
-from lib.dtw import dtw_matrix
+from lib.data.dtw import dtw_matrix
+from lib.data.prepared import prepare
+from lib.data.windowing import WindowShape
 from lib.errors import InputError
 from lib.files import load_json, load_npz
-from model.dtg_lknet import DTGLKNet
+from lib.interface import Inputs, Sizes
+from model.dtg_lknet import DTGLKNet, PaperSettings
 
 WINDOWS = WindowShape(weeks=0, days=1, hours=3, horizon=4, points_per_hour=4)
 SIZES = NetworkSizes(layers=1, channels=8, heads=2, large_kernels=(5, 9))
@@ -44,22 +46,13 @@ SHAPE = Shape("TINY", sensors=9, rows=150, features=3, windows=WINDOWS, batch=2,
 CPU = torch.device("cpu")
 
 
-def random_network(tokens: int = 4, horizon: int = 4, **sizes: int) -> DTGLKNet:
+def random_network(tokens: int = 4, dropout: float = 0.0, **settings: bool) -> DTGLKNet:
     """Return a network of 9 sensors in float64 with all weights drawn, also those that start at zero."""
-    graphs = synthetic_network(9, 8, 3)
-    network = DTGLKNet(
-        *map(torch.from_numpy, (graphs.similarity, graphs.topology, graphs.laplacian_encoding)),
-        **{
-            "input_steps": 4 * tokens,
-            "horizon": horizon,
-            "patch_len": 4,
-            "channels": 8,
-            "layers": 2,
-            "heads": 2,
-            "large_kernels": (3, 15, 55),
-            **sizes,
-        },
-    ).double()
+    sizes = Sizes(
+        steps_per_hour=4, weeks=0, days=0, hours=tokens, horizon=4, channels=8, layers=2, heads=2, dropout=dropout
+    )
+    graphs = synthetic_network(9, 8, 3).tensors()
+    network = DTGLKNet(graphs, sizes, PaperSettings(large_kernels=(3, 15, 55), **settings)).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
     for module in network.modules():
@@ -69,11 +62,13 @@ def random_network(tokens: int = 4, horizon: int = 4, **sizes: int) -> DTGLKNet:
     return network
 
 
-def random_inputs(network: DTGLKNet, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    sensors, steps = len(network.similarity_mask), network.front_end.patches.input_steps
+def random_inputs(network: DTGLKNet, batch: int = 3) -> tuple[Inputs, Inputs, Tensor]:
+    """Draw inputs for teacher forcing, the same for a forecast on its own, and a target."""
+    sensors, steps = len(network.laplacian_encoding), network.front_end.patches.input_steps
     series = torch.randn(batch, sensors, steps, dtype=torch.float64)
-    values, target = torch.randn(2, batch, sensors, network.horizon, dtype=torch.float64)
-    return series, values, target
+    teacher, target = torch.randn(2, batch, sensors, network.horizon, dtype=torch.float64)
+    alone = Inputs(series, teacher[:, :, 0], torch.zeros(batch, dtype=torch.int64))
+    return alone._replace(teacher=teacher), alone, target
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +81,9 @@ def seeded() -> None:
 def test_both_networks_forecast_the_same(tokens: int, training: bool) -> None:
     network = random_network(tokens).train(training)
     plain = PlainDTGLKNet(network)
-    series, values, _ = random_inputs(network)
     with torch.no_grad():
-        torch.testing.assert_close(network(series, values), plain(series, values), rtol=1e-9, atol=1e-9)
-        start = values[:, :, 0]
-        torch.testing.assert_close(network.rollout(series, start), plain.rollout(series, start), rtol=1e-9, atol=1e-9)
+        for inputs in random_inputs(network)[:2]:
+            torch.testing.assert_close(network(inputs), plain(inputs), rtol=1e-9, atol=1e-9)
     fast_statistics, statistics = (
         [buffer for name, buffer in module.named_buffers() if "running" in name] for module in (network, plain)
     )
@@ -102,10 +95,9 @@ def test_both_networks_forecast_the_same(tokens: int, training: bool) -> None:
 def test_both_networks_have_the_same_gradients(through_rollout: bool) -> None:
     network = random_network().train()
     plain = PlainDTGLKNet(network)
-    series, values, target = random_inputs(network)
+    with_teacher, alone, target = random_inputs(network)
     for model in (network, plain):
-        forecast = model.rollout(series, values[:, :, 0]) if through_rollout else model(series, values)
-        F.l1_loss(forecast, target).backward()
+        F.l1_loss(model(alone if through_rollout else with_teacher), target).backward()
     expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
     gradients = gradients_as_plain(network)
     assert gradients.keys() == expected.keys()
@@ -116,16 +108,16 @@ def test_both_networks_have_the_same_gradients(through_rollout: bool) -> None:
 def test_the_plain_network_has_weights_of_its_own() -> None:
     network = random_network().eval()
     plain = PlainDTGLKNet(network)
-    series, values, _ = random_inputs(network)
+    inputs, *_ = random_inputs(network)
     with torch.no_grad():
-        before = plain(series, values)
+        before = plain(inputs)
         for parameter in network.parameters():
             parameter.zero_()
-        torch.testing.assert_close(plain(series, values), before)
+        torch.testing.assert_close(plain(inputs), before)
 
 
 def test_a_network_of_another_kind_has_no_plain_one() -> None:
-    for part in ("deformable_patches", "large_branch", "small_branch", "use_laplacian_encoding", "time_gate"):
+    for part in ("deformable_patches", "large_branch", "small_branch", "laplacian_encoding", "time_gate"):
         with pytest.raises(ValueError, match="found"):
             PlainDTGLKNet(random_network(**{part: False}))
     with pytest.raises(ValueError, match="without dropout"):
@@ -282,7 +274,7 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def fake_peak(kind: Kind, name: str, workload: Workload) -> int:
         measured_peaks.append((kind, name, workload.series.shape, workload.sizes))
-        return 2**20 * workload.series.size
+        return 2**20 * workload.series.numel()
 
     monkeypatch.setattr("benchmarks.groups.peak_memory", fake_peak)
     run.measure(tiny_settings(), GROUPS, tmp_path, "machine")

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from lib.checkpoints import BEST, LAST, load_checkpoint, load_tensors, save_checkpoint, save_tensors
-from lib.config import load_config
+from lib.checkpoints import load_checkpoint, load_tensors, save_checkpoint, save_tensors
 from lib.errors import InputError
-from lib.experiments import resume_experiment, start_experiment
-from model.build import build_model, restore_model
-from tests.conftest import DatasetMaker
+from lib.runs import resume_run, start_run
+from model.variants import VARIANTS
+from tests.conftest import DatasetMaker, load
 
 CONTENT = {
     "weights": {"large": torch.linspace(-1, 1, 120).view(40, 3), "small": torch.arange(50), "empty": torch.zeros(0)},
-    "model": {"variant": "described", "large_kernels": (15, 17)},
+    "graphs": {"topology": torch.eye(5, dtype=torch.bool), "autoregression": None, "hops": (3, 5)},
     "progress": {"history": [{"val_loss": 0.25, "best": True}, {"val_loss": float("inf"), "best": False}]},
 }
 
@@ -47,7 +46,7 @@ def outcome(path: Path) -> str:
 
 
 def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / LAST
+    path = tmp_path / "last.pt"
     save_tensors(path, CONTENT)
     good = path.read_bytes()
     drawn = random.Random(0)
@@ -61,7 +60,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_every_byte_of_a_tensor_counts(tmp_path: Path) -> None:
-    path = tmp_path / LAST
+    path = tmp_path / "last.pt"
     save_tensors(path, CONTENT)
     good = path.read_bytes()
     values = CONTENT["weights"]["large"].numpy().tobytes()
@@ -80,8 +79,8 @@ def test_plain_files_of_torch_save_are_read_in_both_of_its_formats(zipped: bool,
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=2, fine_tune_epochs=0), ["Training.max_batches=1"])
-    whole, halted = (start_experiment(config, tmp_path / "out", name, build_model) for name in ("whole", "halted"))
+    config = load(make_dataset(epochs=2, fine_tune_epochs=0), ["Training.max_batches=1"])
+    whole, halted = (start_run(config, tmp_path / "out", name) for name in ("whole", "halted"))
     whole.trainer.fit()
 
     report = halted.trainer.report
@@ -97,20 +96,20 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(make_dataset: Data
             halted.trainer.fit()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(load_checkpoint(halted.folder / LAST)["progress"]["history"]) == 1
-    assert not list(halted.folder.glob("*.partial"))
+    assert len(load_checkpoint(halted.folder.last)["progress"]["history"]) == 1
+    assert not list(halted.folder.path.glob("*.partial"))
 
-    resume_experiment(halted.folder, restore_model, None).trainer.fit()
-    for name in (LAST, BEST):
-        one, other = (load_checkpoint(folder / name)["weights"] for folder in (whole.folder, halted.folder))
+    resume_run(halted.folder, VARIANTS, None).trainer.fit()
+    for pair in ((whole.folder.last, halted.folder.last), (whole.folder.best, halted.folder.best)):
+        one, other = (load_checkpoint(path)["weights"] for path in pair)
         assert same(dict(one), dict(other))
 
 
 def test_training_draws_from_the_generators_of_pytorch_alone(
     make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(make_dataset(), ["Training.dropout=0.3"])
-    experiment = start_experiment(config, tmp_path / "out", "run", build_model)
+    config = load(make_dataset(), ["Training.dropout=0.3"])
+    trainer = start_run(config, tmp_path / "out", "run").trainer
 
     def forbidden(name: str) -> Callable[..., Any]:
         return lambda *_, **__: pytest.fail(f"training called {name}")
@@ -120,14 +119,14 @@ def test_training_draws_from_the_generators_of_pytorch_alone(
             if not name.startswith("_") and callable(getattr(module, name)):
                 monkeypatch.setattr(module, name, forbidden(f"{module.__name__}.{name}"))
     before = torch.get_rng_state()
-    experiment.trainer.fit()
-    experiment.trainer.test()
+    trainer.fit()
+    trainer.test()
     assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_saved_checkpoint_comes_back(tmp_path: Path) -> None:
     carried = {"settings": "", "scaling": {}, "sensor_ids": None, "data_fingerprint": "ff"}
-    for usual in ({"usual_week": torch.arange(6.0).view(3, 2)}, {}):  # which checkpoints of before do not have
-        save_checkpoint(tmp_path / BEST, {**CONTENT, **carried, **usual})
-        expected = {"format": 1, **CONTENT, **carried, "usual_week": None, **usual}
-        assert same(load_checkpoint(tmp_path / BEST), expected)
+    for profile_week in (torch.arange(6.0).view(3, 2), None):  # None: of a network that asks for no profile
+        content = {**CONTENT, **carried, "profile_week": profile_week}
+        save_checkpoint(tmp_path / "best.pt", content)
+        assert same(load_checkpoint(tmp_path / "best.pt"), {"format": 2, **content})

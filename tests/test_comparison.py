@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from lib.comparison import check_same_targets, group_folders, group_row, paired_difference, read_runs, spread
-from lib.config import load_config
 from lib.errors import InputError
 from lib.files import load_json, save_json
-from lib.metrics import ForecastErrors
-from lib.reporting import metrics_content, save_log, save_metrics, save_predictions
-from tests.conftest import Call, DatasetMaker
+from lib.metrics import ForecastErrors, metrics_content
+from lib.report.comparison import check_same_targets, group_folders, group_row, paired_difference, read_runs, spread
+from lib.run_folder import RunFolder
+from model.variants import VARIANTS
+from tests.conftest import Call, DatasetMaker, load
 
 SAMPLES, SENSORS = 60, 5
-RunMaker = Callable[..., Path]
+RunMaker = Callable[..., RunFolder]
 
 
 @pytest.fixture
@@ -28,12 +28,17 @@ def make_run(make_dataset: DatasetMaker, tmp_path: Path) -> RunMaker:
     horizons: dict[int, Path] = {}
 
     def make_run(
-        name: str, error: float, *changes: str, horizon: int = 3, epochs: Sequence[tuple[float, float]] = ((60.0, 9.0),)
-    ) -> Path:
+        name: str,
+        error: float,
+        *changes: str,
+        recipe: str | None = None,
+        horizon: int = 3,
+        epochs: Sequence[tuple[float, float]] = ((60.0, 9.0),),
+    ) -> RunFolder:
         if horizon not in horizons:
             horizons[horizon] = make_dataset(name=f"TINY{horizon}", horizon=horizon)
-        config, folder = load_config(horizons[horizon], list(changes)), tmp_path / "runs" / name
-        folder.mkdir(parents=True)
+        config, folder = load(horizons[horizon], list(changes), recipe), RunFolder(tmp_path / "runs" / name)
+        folder.path.mkdir(parents=True)
         target = np.random.default_rng(0).uniform(50, 90, (SAMPLES, SENSORS, horizon)).astype(np.float32)
         noise = np.random.default_rng(config.training.seed).normal(0, error, target.shape)
         forecast = (target + noise * np.arange(1, horizon + 1)).astype(np.float32)
@@ -43,27 +48,28 @@ def make_run(make_dataset: DatasetMaker, tmp_path: Path) -> RunMaker:
             errors.update(torch.from_numpy(forecast), torch.from_numpy(target))
             return metrics_content(errors)
 
-        (folder / "settings.ini").write_text(config.to_ini())
-        save_predictions(folder, forecast, target, np.arange(SAMPLES))
-        history = [{"epoch": number, "seconds": time, "val_mae": mae} for number, (time, mae) in enumerate(epochs, 1)]
-        save_log(folder, history)
-        save_json(folder / "environment.json", {"hardware": "an abacus", "packages": {"torch": "2.13.0"}})
+        folder.save_start(config, {"hardware": "an abacus", "packages": {"torch": "2.13.0"}})
+        folder.save_predictions(forecast, target, np.arange(SAMPLES))
+        folder.save_log(
+            [{"epoch": number, "seconds": time, "val_mae": mae} for number, (time, mae) in enumerate(epochs, 1)]
+        )
         content = {
-            **{"dataset": config.data.dataset_name, "variant": config.model.variant, "seed": config.training.seed},
-            **{"parameters": 12345, "epochs": len(epochs), "best_epoch": 1 if epochs else None},
+            **{"dataset": config.data.dataset_name, "variant": config.variant.name, "label": config.variant.label},
+            **{"seed": config.training.seed, "parameters": 12345, "epochs": len(epochs)},
+            "best_epoch": 1 if epochs else None,
             "best_val_mae": min((mae for _, mae in epochs), default=None),
             "test_set": {"fingerprint": f"of {horizon} steps", "samples": SAMPLES, "horizon": horizon},
             "test": scores(forecast),
             "baselines": {f"off by {shift}": scores(target + np.float32(shift)) for shift in (30, 10, 20)},
         }
-        save_metrics(folder, content)
+        folder.save_metrics(content)
         return folder
 
     return make_run
 
 
-def mae_of(folder: Path) -> float:
-    return float(load_json(folder / "metrics.json")["test"]["overall"]["mae"])
+def mae_of(folder: RunFolder) -> float:
+    return float(folder.read_metrics()["test"]["overall"]["mae"])
 
 
 def table_of(path: Path) -> dict[str, dict[str, str]]:
@@ -77,17 +83,28 @@ def test_groups_differ_in_more_than_seed_and_what_changes_no_result(make_run: Ru
     ]
     full = make_run("full", 5)
     longer = make_run("longer", 5, "Training.epochs=40", "Data.start=")
-    found = group_folders([full, *stid, longer, full.parent / "." / "stid-1"])
+    found = group_folders([full, *stid, longer, RunFolder(full.path.parent / "." / "stid-1")], VARIANTS)
     assert list(found.items()) == [
-        ("described (start 2018-03-05 00:00:00, epochs 1)", [full]),
+        ("paper (Data.start 2018-03-05 00:00:00, Training.epochs 1)", [full]),
         ("stid", stid),
-        ("described (start none, epochs 40)", [longer]),
+        ("paper (Data.start none, Training.epochs 40)", [longer]),
     ]
     again = make_run("again", 5, "Model.variant=stid", "Runtime.data=host")
     rounded = make_run("rounded", 5, "Model.variant=stid", "Runtime.precision=bf16")
-    assert list(group_folders([*stid, rounded])) == ["stid (precision float32)", "stid (precision bf16)"]
+    names = ["stid (Runtime.precision float32)", "stid (Runtime.precision bf16)"]
+    assert list(group_folders([*stid, rounded], VARIANTS)) == names
     with pytest.raises(InputError, match=r"again: found settings and seed of .*stid-1, expected each seed once"):
-        group_folders([*stid, again])
+        group_folders([*stid, again], VARIANTS)
+
+
+def test_a_run_of_a_recipe_has_its_name_and_any_other_that_of_its_variant(make_run: RunMaker) -> None:
+    demo = make_run("demo", 5, recipe="stid_demo")
+    assert list(group_folders([demo], VARIANTS)) == ["stid_demo"]
+    near = make_run("near", 5, "Training.epochs=30", recipe="stid_demo")
+    assert list(group_folders([demo, near], VARIANTS)) == ["stid_demo", "stid"]
+    nearer = make_run("nearer", 5, "Training.epochs=31", recipe="stid_demo")
+    names = ["stid (Training.epochs 30)", "stid_demo", "stid (Training.epochs 31)"]
+    assert list(group_folders([near, demo, nearer], VARIANTS)) == names
 
 
 def test_a_row_is_what_its_runs_say(make_run: RunMaker) -> None:
@@ -138,9 +155,9 @@ def test_the_script_writes_tables_and_figures(
     assert sorted(path.name for path in stem.parent.iterdir()) == [f"compared.v2{ending}" for ending in endings]
 
     table = table_of(Path(f"{stem}.csv"))
-    assert list(table) == ["off by 30", "off by 10", "off by 20", "described", "stid"]
+    assert list(table) == ["off by 30", "off by 10", "off by 20", "paper", "stid"]
     assert (table["off by 10"]["mae"], table["off by 10"]["seeds"], table["off by 10"]["mae_sd"]) == ("10.0000", "", "")
-    assert float(table["described"]["mae"]) == pytest.approx(np.mean([mae_of(folder) for folder in folders]), abs=1e-4)
+    assert float(table["paper"]["mae"]) == pytest.approx(np.mean([mae_of(folder) for folder in folders]), abs=1e-4)
     assert (table["stid"]["mae_difference"], table["stid"]["seeds"]) == ("", "1")
 
     markdown, shown = Path(f"{stem}.md").read_text(), capsys.readouterr().out
@@ -153,9 +170,9 @@ def test_the_script_writes_tables_and_figures(
     assert len({line.count("|") for line in tables[:7]}) == len({line.count("|") for line in tables[7:]}) == 1
     assert "30 min |" in tables[7]
     assert "90 min |" in tables[7]
-    described = table["described"]
-    assert f" {float(described['mae']):.3f} ± {float(described['mae_sd']):.3f} |" in tables[5]
-    assert f"{float(described['mae_difference']):+.3f} (" in tables[5]
+    paper = table["paper"]
+    assert f" {float(paper['mae']):.3f} ± {float(paper['mae_sd']):.3f} |" in tables[5]
+    assert f"{float(paper['mae_difference']):+.3f} (" in tables[5]
 
 
 def test_without_logs_there_is_no_figure_of_time(
@@ -172,7 +189,7 @@ def remove_metrics(runs: Path) -> None:
 
 def cut_forecasts(runs: Path) -> None:
     samples = np.ones((SAMPLES - 1, SENSORS, 3), np.float32)
-    save_predictions(runs / "stid", samples, samples, np.arange(SAMPLES - 1))
+    RunFolder(runs / "stid").save_predictions(samples, samples, np.arange(SAMPLES - 1))
 
 
 def change_targets(runs: Path) -> None:
@@ -197,13 +214,13 @@ BOTH = "compare.py --output out --runs runs/full runs/stid"
     [
         (remove_metrics, BOTH, "runs/stid: found no metrics.json, expected a finished run"),
         (cut_forecasts, BOTH, "runs/stid/predictions.npz: found shapes (59, 5, 3) of forecast and (59, 5, 3) of "),
-        (change_targets, BOTH, "'described' and 'stid': found runs tested on different targets, expected the same "),
+        (change_targets, BOTH, "'paper' and 'stid': found runs tested on different targets, expected the same "),
         (forget_machine, BOTH, "runs/stid/environment.json: found no hardware or packages, expected what run.py "),
         (copy_run, f"{BOTH} runs/again", "runs/again: found settings and seed of runs/full, expected each seed once"),
         (None, f"{BOTH} runs/fuul", "runs/fuul: found no metrics.json, expected a finished run (did you mean 'full'?)"),
         (
-            *(None, f"{BOTH} --reference describd"),
-            "--reference: found 'describd', expected one of 'described', 'stid' (did you mean 'described'?)",
+            *(None, f"{BOTH} --reference papr"),
+            "--reference: found 'papr', expected one of 'paper', 'stid' (did you mean 'paper'?)",
         ),
         (None, f"{BOTH} --output TINY3.conf/out", "--output: found TINY3.conf/out.csv, which cannot be written"),
         (None, f"{BOTH} --output runs/stid/metrics", "--output: found runs/stid/metrics.csv, which is in use"),

@@ -7,19 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib.data import (
-    SPLITS,
-    Calendar,
-    Prepared,
-    Windows,
-    WindowShape,
-    early_label_starts,
-    load_prepared,
-    materialize,
-    prepare,
-    read_series,
-    save_prepared,
-)
+from lib.data.prepared import Prepared, load_prepared, materialize, padded_label_starts, prepare, save_prepared
+from lib.data.series import read_series
+from lib.data.windowing import SPLITS, Calendar, WindowShape
+from lib.data.windows import Batch, Windows
 from lib.errors import InputError
 from tests.conftest import REFERENCE
 
@@ -51,12 +42,15 @@ def test_windows_of_the_released_code(reference: dict[str, np.ndarray]) -> None:
         expected = reference[f"{split}_x"][:, :, 0]
         picked = reference["train_pick"] if split == "train" else [0, -1]
         batch = windows.batch(torch.from_numpy(prepared.label_starts[split][picked]))
-        np.testing.assert_allclose(batch.series, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(batch.inputs.series, expected, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(batch.flow, reference[f"{split}_target"], rtol=1e-6)
         np.testing.assert_allclose(windows.scaling.to_raw(batch.target), batch.flow, rtol=1e-5)
-        assert torch.equal(batch.start, batch.series[:, :, -1])
-        assert torch.equal(batch.teacher[:, :, 1:], batch.target[:, :, :-1])
-        assert torch.equal(batch.teacher[:, :, 0], batch.start)
+        assert torch.equal(batch.inputs.start, batch.inputs.series[:, :, -1])
+        assert batch.inputs.teacher is None
+        teacher = batch.with_teacher.teacher
+        assert teacher is not None
+        assert torch.equal(teacher[:, :, 1:], batch.target[:, :, :-1])
+        assert torch.equal(teacher[:, :, 0], batch.inputs.start)
 
 
 def test_materialized_file_of_the_released_code(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -96,7 +90,7 @@ def test_windows_equal_a_loop_over_the_definition(weeks: int, days: int, hours: 
         batch = windows.batch(torch.tensor([t0]))
         steps = [start + step for start in segments for step in range(points_per_hour)]
         assert max(steps) < t0
-        np.testing.assert_allclose(windows.scaling.to_raw(batch.series)[0].T, flow[steps, :, 0], atol=1e-5)
+        np.testing.assert_allclose(windows.scaling.to_raw(batch.inputs.series)[0].T, flow[steps, :, 0], atol=1e-5)
         np.testing.assert_array_equal(batch.flow[0].T, flow[t0 : t0 + horizon, :, 0])
         expected_starts.append(t0)
     assert starts.tolist() == expected_starts
@@ -104,7 +98,7 @@ def test_windows_equal_a_loop_over_the_definition(weeks: int, days: int, hours: 
 
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 2, 1), (1, 2, 3), (0, 0, 30)])
-def test_early_samples_are_those_of_a_series_that_repeats_its_first_day(
+def test_windows_with_padded_history_are_those_of_a_series_that_repeats_its_first_day(
     weeks: int, days: int, hours: int, gaps: bool
 ) -> None:
     day, before = 24, 24 * 7
@@ -118,30 +112,33 @@ def test_early_samples_are_those_of_a_series_that_repeats_its_first_day(
     prepared, whole = (prepare(series, shape, "", "interpolate") for series in (flow, repeated))
     whole = replace(whole, minimum=prepared.minimum, maximum=prepared.maximum)
     windows, expected = (Windows(one, 3, calendar, device) for one in (prepared, whole))
-    starts = early_label_starts(prepared, day)
+    starts = padded_label_starts(prepared, day)
     assert starts.tolist() == list(range(2 * day, prepared.label_starts["train"][0]))
     assert shape.offsets.max() < 0
     batches = windows.batch(torch.from_numpy(starts)), expected.batch(torch.from_numpy(starts + before))
-    for early, there in zip(*batches, strict=True):
-        assert (early is None) == (there is None)
-        if early is not None and there is not None:
-            torch.testing.assert_close(early, there, rtol=0, atol=1e-6, equal_nan=True)
+    for padded, there in zip(*map(tensors_of, batches), strict=True):
+        assert (padded is None) == (there is None)
+        if padded is not None and there is not None:
+            torch.testing.assert_close(padded, there, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def tensors_of(batch: Batch) -> tuple[torch.Tensor | None, ...]:
+    return (*batch.inputs, batch.target, batch.flow, batch.observed)
 
 
 @pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 2, 1), (1, 2, 3), (0, 0, 30)])
-def test_no_early_sample_reads_its_targets(weeks: int, days: int, hours: int) -> None:
+def test_no_window_with_padded_history_reads_its_targets(weeks: int, days: int, hours: int) -> None:
     day, shape = 24, WindowShape(weeks, days, hours, 3, 1)
     flow = np.random.default_rng(8).uniform(0, 9, (500, 2, 1)).astype(np.float32)
     prepared = prepare(flow, shape, "")
-    for t0 in early_label_starts(prepared, day):
+    for t0 in padded_label_starts(prepared, day):
         start = torch.tensor([t0])
         after = flow[..., 0].copy()
         after[t0:] += 1
         changed = replace(prepared, flow=after)
-        series = [
-            Windows(one, 3, Calendar(day), torch.device("cpu")).batch(start).series for one in (prepared, changed)
-        ]
-        assert torch.equal(*series)
+        batches = [Windows(one, 3, Calendar(day), torch.device("cpu")).batch(start) for one in (prepared, changed)]
+        assert torch.equal(*(batch.inputs.series for batch in batches))
+        assert not torch.equal(*(batch.target for batch in batches))
 
 
 def test_scaling_knows_only_rows_of_training_inputs() -> None:

@@ -15,14 +15,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lib.config import load_config
-from lib.dtw import dtw_matrix
-from lib.experiments import start_experiment, usual_for, windows_for
+from lib.data.dtw import dtw_matrix
 from lib.files import REPOSITORY_ROOT
+from lib.runs import profile_for, start_run, windows_for
 from lib.training import Trainer, evaluate
-from model.build import build_model
-from model.dtg_lknet import DTGLKNetEncoder
-from tests.conftest import DatasetMaker, tiny_series
+from model.encoder import DTGLKNetEncoder
+from model.variants import VARIANTS
+from tests.conftest import DatasetMaker, load, tiny_series
 
 DEVICE = torch.device("meta")
 WITH_EVERYTHING = [
@@ -73,17 +72,17 @@ def is_array(leaf: object) -> bool:
 def caller() -> str:
     """Return the name of the function in lib or model that calls PyTorch."""
     folders = (REPOSITORY_ROOT / "lib", REPOSITORY_ROOT / "model")
-    frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).parent in folders]
+    frames = [frame for frame in traceback.extract_stack() if any(map(Path(frame.filename).is_relative_to, folders))]
     names = [frame.name for frame in frames if not frame.name.startswith("<")]  # not a comprehension
     return names[-1] if names else ""
 
 
 def trainer_there(path: Path, settings: list[str]) -> Trainer:
     """Return the trainer of a new run, with model and windows moved to the device."""
-    experiment = start_experiment(load_config(path, settings), path.parent / "out", "run", build_model)
-    trainer, config, prepared = experiment.trainer, experiment.config, experiment.prepared
+    run = start_run(load(path, settings), path.parent / "out", "run")
+    trainer, config, prepared = run.trainer, run.config, run.prepared
     trainer.model.to(DEVICE)
-    trainer.windows = windows_for(config, prepared, DEVICE, usual_for(config, prepared))
+    trainer.windows = windows_for(config, prepared, DEVICE, profile_for(config, prepared))
     trainer.optimizer = trainer._new_optimizer()
     return trainer
 
@@ -107,8 +106,8 @@ def test_the_device_is_like_one() -> None:
 @pytest.mark.parametrize(
     ("variant", "settings"),
     [
-        *((variant, []) for variant in ("described", "released", "enhanced", "perceptron", "stid")),
-        *((variant, WITH_EVERYTHING) for variant in ("described", "enhanced")),
+        *((variant, []) for variant in VARIANTS),
+        *((variant, WITH_EVERYTHING) for variant in ("paper", "residual")),
     ],
 )
 def test_within_an_epoch_the_host_waits_for_the_looks_at_the_loss_alone(
@@ -139,7 +138,7 @@ def test_series_on_the_host_are_sent_batch_by_batch(make_dataset: DatasetMaker) 
     with Journeys() as journeys:
         trainer._train_epoch(trainer.stages[0], 1)
     assert set(journeys.waits) == {"_check_finite", "_train_epoch"}
-    assert journeys.uploads == ["to"] * 3 * 5  # series, start, target, flow and step of the week
+    assert journeys.uploads == ["changed"] * 3 * 5  # in Batch.to: series, start, step of the week, target and flow
 
 
 def test_dtw_waits_for_its_batches_alone() -> None:

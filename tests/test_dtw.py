@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.config import load_config
-from lib.dtw import (
+from lib.data.dtw import (
     CPU,
     DTWRecord,
     _batches_on_device,
@@ -19,9 +18,10 @@ from lib.dtw import (
     mean_days,
     save_dtw,
 )
+from lib.data.preparing import distance_for, make_distance, prepared_for
 from lib.errors import InputError
 from lib.files import load_json, save_json
-from lib.preparation import distance_for, make_distance, prepared_for
+from tests.conftest import load
 
 GPU = torch.device("meta")  # stands for one: PyTorch has it everywhere, and it computes nothing
 RECORD = DTWRecord(method="exact", radius=0, rows="train", days=3, fingerprint="0a1b")
@@ -102,7 +102,7 @@ def gpu(monkeypatch):
         sizes.append(pairs_per_batch)
         return _batches_on_device(profiles, pairs_per_batch, CPU)
 
-    monkeypatch.setattr("lib.dtw._batches_on_device", on_cpu)
+    monkeypatch.setattr("lib.data.dtw._batches_on_device", on_cpu)
     return sizes
 
 
@@ -138,13 +138,13 @@ def test_memory_of_a_device_is_bounded_however_long_the_day(gpu):
 
 @pytest.mark.parametrize("method", ["exact", "fastdtw"])
 def test_the_device_changes_neither_distances_nor_record(method, make_dataset, gpu, monkeypatch, capsys):
-    config = load_config(make_dataset(), [f"Graph.dtw_method={method}", "Runtime.device=cpu"])
+    config = load(make_dataset(), [f"Graph.dtw_method={method}", "Runtime.device=cpu"])
     prepared, paths = prepared_for(config), (config.dtw_path, config.dtw_record_path)
     make_distance(config, prepared, method, 1, "train")
     on_cpu = [path.read_bytes() for path in paths]
     config.dtw_path.unlink()
 
-    monkeypatch.setattr("lib.preparation.choose_device", lambda name: {"cpu": GPU}[name])
+    monkeypatch.setattr("lib.data.preparing.choose_device", lambda name: {"cpu": GPU}[name])
     distance_for(config, prepared)
     assert [path.read_bytes() for path in paths] == on_cpu
     assert len(gpu) == (method == "exact")  # fastdtw knows no device
@@ -249,7 +249,7 @@ def test_saved_matrix_and_record_come_back(tmp_path):
 
 def test_a_matrix_beside_the_record_of_a_call_that_was_broken_off_is_refused(tmp_path, monkeypatch):
     paths = saved(tmp_path)
-    monkeypatch.setattr("lib.dtw.save_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("lib.data.dtw.save_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         saved(tmp_path, dtw_matrix(random_profiles(5, 12, seed=1)))
     with pytest.raises(InputError, match=r"X_dtw\.npy: found other distances than those of X_dtw\.json"):
@@ -270,18 +270,18 @@ def test_a_record_of_an_earlier_version_is_read_and_vouches_for_no_matrix(tmp_pa
 def test_of_two_calls_at_once_neither_passes_off_its_distances_as_the_others(
     first, second, make_dataset, monkeypatch, capsys
 ):
-    config = load_config(make_dataset(), [f"Graph.dtw_method={first}"])
+    config = load(make_dataset(), [f"Graph.dtw_method={first}"])
     prepared = prepared_for(config)
     alone = {method: make_distance(config, prepared, method, 1, "train")[0] for method in (second, first)}
     assert not np.array_equal(alone[first], alone[second])
 
     def overtaken(path, content):
         """Let the other call begin and end between the matrix and the record of this one."""
-        monkeypatch.setattr("lib.dtw.save_json", save_json)
+        monkeypatch.setattr("lib.data.dtw.save_json", save_json)
         make_distance(config, prepared, second, 1, "train")
         save_json(path, content)
 
-    monkeypatch.setattr("lib.dtw.save_json", overtaken)
+    monkeypatch.setattr("lib.data.dtw.save_json", overtaken)
     make_distance(config, prepared, first, 1, "train")
     assert load_dtw_record(config.dtw_record_path).method == first
     assert np.array_equal(np.load(config.dtw_path), alone[second])

@@ -16,13 +16,14 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.dates import num2date
 from matplotlib.figure import Figure
 
+import lib.runs
 from lib.baselines import targets
-from lib.checkpoints import BEST, load_checkpoint
-from lib.config import Config, load_config
-from lib.data import Prepared, Windows, load_prepared
+from lib.checkpoints import load_checkpoint
+from lib.config import Config
+from lib.data.graphs import hop_distances
 from lib.errors import InputError
-from lib.experiments import start_experiment
-from lib.figures import (
+from lib.metrics import ForecastErrors, metrics_content
+from lib.report.figures import (
     HORIZONS,
     clustered_order,
     error_against_time,
@@ -38,22 +39,11 @@ from lib.figures import (
     save_figure,
     training_curve,
 )
-from lib.graphs import hop_distances
-from lib.metrics import ForecastErrors
-from lib.preparation import calendar
-from lib.reporting import (
-    PATCH_POSITIONS,
-    load_results,
-    mae_by_time_of_day,
-    make_figures,
-    metrics_content,
-    save_log,
-    save_metrics,
-    save_patch_positions,
-    save_predictions,
-)
-from model.build import build_model
-from tests.conftest import write_dataset
+from lib.report.results import load_results, mae_by_time_of_day, make_figures
+from lib.run_folder import RunFolder
+from lib.runs import resume_run, start_run
+from model.variants import VARIANTS
+from tests.conftest import load, write_dataset
 
 UNIT = "vehicles / 30 min"
 HISTORY = [
@@ -66,43 +56,40 @@ HISTORY = [
 ]
 
 
-def write_run(root: Path) -> Path:
+def write_run(root: Path) -> RunFolder:
     """Write all files of a finished run with weights as drawn and made-up forecasts, and return its folder."""
     path = write_dataset(root, horizon=6)
     changes = ["Data.start=2018-03-05 06:30", "Training.num_of_hours=3", "Model.large_kernels=15 21"]
-    config = load_config(path, changes)
-    experiment = start_experiment(config, root / "out", "run", build_model)
-    trainer, folder = experiment.trainer, experiment.folder
-    trainer.save(BEST)
-    starts = experiment.prepared.label_starts["test"]
-    target = targets(experiment.prepared, starts, config.data.num_for_predict)
+    config = load(path, changes)
+    run = start_run(config, root / "out", "run")
+    folder = run.folder
+    run.trainer.save_best()
+    metrics = lib.runs.score_run(run)  # imported by its name it would count as a test
+    starts = run.prepared.label_starts["test"]
+    target = targets(run.prepared, starts, config.data.num_for_predict)
     noise = np.random.default_rng(0).normal(0, 5, target.shape)
     forecast = (target + noise * np.linspace(1, 2, target.shape[1])[:, None]).astype(np.float32)
     errors = ForecastErrors.zero(target.shape[2])
     errors.update(torch.from_numpy(forecast), torch.from_numpy(target))
     scores = metrics_content(errors)
-    save_predictions(folder, forecast, target, starts)
-    save_log(folder, HISTORY)
-    save_patch_positions(folder, trainer.model, trainer.windows, starts)
-    described: dict[str, Any] = {
-        **{"dataset": config.data.dataset_name, "variant": "described", "seed": 0, "parameters": 12345, "epochs": 3},
-        **{"best_epoch": 2, "best_val_mae": 14.0, "test_set": {"samples": len(starts)}},
-    }
-    save_metrics(folder, {**described, "test": scores, "baselines": {"last value": scores}})
+    folder.save_predictions(forecast, target, starts)
+    folder.save_log(HISTORY)
+    made_up = {"parameters": 12345, "epochs": 3, "best_epoch": 2, "best_val_mae": 14.0}
+    folder.save_metrics({**metrics, **made_up, "test": scores, "baselines": {"last value": scores}})
     return folder
 
 
-def settings_of(folder: Path) -> Config:
-    return load_config(folder / "settings.ini")
+def settings_of(folder: RunFolder) -> Config:
+    return folder.read_config(VARIANTS)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path) -> RunFolder:
     return write_run(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def untouched_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untouched_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_run(tmp_path_factory.mktemp("untouched"))
 
 
@@ -211,7 +198,7 @@ def test_curves_are_the_log_and_the_scores() -> None:
     np.testing.assert_array_equal(lines_of(axes)["last value"], [[5, 10, 15], [4, 5, 6]])
 
 
-def test_groups_are_drawn_as_mean_and_deviation() -> None:
+def test_groups_are_drawn_as_mean_and_standard_deviation() -> None:
     several, alone, baseline = np.array([[1, 2, 4.0], [3, 4, 8]]), np.array([[5, 6, 7.0]]), np.array([8, 8, 8.0])
     axes = horizons_compared({"several": several, "alone": alone}, {"last value": baseline}, 5, UNIT).axes[0]
     drawn = lines_of(axes)
@@ -401,45 +388,42 @@ def test_patches_and_kernels_are_drawn_as_they_are() -> None:
     assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == (-3.5, 3.5)
 
 
-def test_patch_positions_are_the_means_over_samples_and_sensors(run: Path) -> None:
-    config = settings_of(run)
-    prepared: Prepared = load_prepared(config.prepared_path)
-    windows = Windows(prepared, config.data.num_for_predict, calendar(config), torch.device("cpu"))
-    checkpoint = load_checkpoint(run / BEST)
-    graphs = [checkpoint["weights"][name] for name in ("similarity_mask", "topology_mask", "laplacian_encoding")]
-    model = build_model(*graphs, **checkpoint["model"])
-    starts = prepared.label_starts["test"]
-    with np.load(run / PATCH_POSITIONS) as untrained:
+def test_patch_positions_are_the_means_over_samples_and_sensors(run: RunFolder) -> None:
+    with np.load(run.patch_positions) as untrained:
         np.testing.assert_allclose(untrained["mean"].ravel(), np.arange(8), atol=1e-6)  # plain patches at the start
         np.testing.assert_allclose(untrained["high"], untrained["low"], atol=1e-6)
 
+    resumed = resume_run(run, VARIANTS, None)
+    model: Any = resumed.trainer.model
     with torch.no_grad():
         model.front_end.patches.predictor[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
-    save_patch_positions(run, model, windows, starts)
-    with np.load(run / PATCH_POSITIONS) as saved:
+    resumed.trainer.save_best()
+    lib.runs.score_run(resumed)
+    with np.load(run.patch_positions) as saved:
         arrays = {name: saved[name] for name in saved.files}
     assert len(arrays["label_starts"]) == 50
-    batch = windows.batch(torch.from_numpy(arrays["label_starts"]))
-    positions = model.front_end.patches.positions(batch.series).detach().double().numpy().reshape(-1, 4, 2)
+    batch = resumed.trainer.windows.batch(torch.from_numpy(arrays["label_starts"]))
+    positions = model.front_end.patches.positions(batch.inputs.series).detach().double().numpy().reshape(-1, 4, 2)
     np.testing.assert_allclose(arrays["mean"], positions.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(arrays["low"], np.quantile(positions, 0.05, axis=0), atol=1e-4)
     np.testing.assert_allclose(arrays["high"], np.quantile(positions, 0.95, axis=0), atol=1e-4)
     assert (arrays["high"] > arrays["low"]).any()
 
-    (run / PATCH_POSITIONS).unlink()
-    regular = build_model(*graphs, **{**checkpoint["model"], "deformable_patches": False})
-    save_patch_positions(run, regular, windows, starts)
-    assert not (run / PATCH_POSITIONS).exists()
+    regular = start_run(load(run.settings, ["Model.deformable_patches=off"]), run.path.parent.parent, "regular")
+    regular.trainer.save_best()
+    lib.runs.score_run(regular)
+    assert regular.folder.is_finished()
+    assert not regular.folder.patch_positions.exists()
 
 
 ALWAYS = {"training_curve", "error_by_horizon", "error_by_time_of_day"}
 
 
 def test_all_figures_of_a_run_are_made_from_its_files(
-    untouched_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untouched_run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("lib.reporting.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    monkeypatch.setattr("lib.report.results.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
     run, config = untouched_run, settings_of(untouched_run)
     capsys.readouterr()
     paths = make_figures(run, config, sensors=[1, 4], days=1, first_day=1)
@@ -457,7 +441,7 @@ def test_all_figures_of_a_run_are_made_from_its_files(
     np.testing.assert_allclose(dots.get_array(), expected, rtol=1e-5)
 
     # Both branches of a block, added where their centres meet.
-    weights = load_checkpoint(run / BEST)["weights"]
+    weights = load_checkpoint(run.best)["weights"]
     large, small = (weights[f"front_end.blocks.1.{branch}.weight"].numpy() for branch in ("large", "small"))
     both = large.copy()
     both[:, 9:12] += small
@@ -470,10 +454,10 @@ def test_all_figures_of_a_run_are_made_from_its_files(
 
 
 def test_what_is_missing_or_of_another_series_is_left_out_and_said(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("lib.reporting.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    monkeypatch.setattr("lib.report.results.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
     config = settings_of(run)
     record = config.dtw_record_path
     text = record.read_text()
@@ -495,7 +479,7 @@ def test_what_is_missing_or_of_another_series_is_left_out_and_said(
 
     links = config.data.adj_filename
     links.write_text(links.read_text().replace("0,1,1.0\n", ""))
-    (run / PATCH_POSITIONS).unlink()
+    run.patch_positions.unlink()
     assert panels() == 2  # in the order of position
     said = capsys.readouterr().out
     assert f"figure error_map left out: {links}: found other links than the run was made with" in said
@@ -514,28 +498,28 @@ def test_what_is_missing_or_of_another_series_is_left_out_and_said(
         ({"first_day": -1}, "--first-day: found -1, expected 0..1, days from the test split's first on"),
     ],
 )
-def test_no_such_sensor_or_day(arguments: dict[str, Any], message: str, untouched_run: Path) -> None:
+def test_no_such_sensor_or_day(arguments: dict[str, Any], message: str, untouched_run: RunFolder) -> None:
     with pytest.raises(InputError) as raised:
         make_figures(untouched_run, settings_of(untouched_run), **arguments)
     assert str(raised.value) == message
 
 
-def test_a_run_that_is_not_finished_or_damaged_is_told(run: Path) -> None:
+def test_a_run_that_is_not_finished_or_damaged_is_told(run: RunFolder) -> None:
     config = settings_of(run)
     results = load_results(run, config)
     target, starts = results.target, results.label_starts
-    save_predictions(run, results.forecast[:, :4], target, starts)
+    run.save_predictions(results.forecast[:, :4], target, starts)
     with pytest.raises(InputError, match=r"predictions\.npz forecast: found shape .*, expected \(\d+, 5, 6\)"):
         load_results(run, config)
-    save_predictions(run, np.full_like(results.forecast, np.nan), target, starts)
+    run.save_predictions(np.full_like(results.forecast, np.nan), target, starts)
     with pytest.raises(InputError, match=r"forecast: found values that are not finite, expected numbers only"):
         load_results(run, config)
-    save_predictions(run, results.forecast, target, starts)
-    (run / "log.jsonl").write_text('{"epoch": 1}\n{"epoch"')
+    run.save_predictions(results.forecast, target, starts)
+    run.log.write_text('{"epoch": 1}\n{"epoch"')
     with pytest.raises(InputError, match=r"log\.jsonl: found a damaged file \(.*\), expected JSON in each line"):
         load_results(run, config)
-    (run / "metrics.json").write_text('{"test": {}}')
+    run.metrics.write_text('{"test": {}}')
     with pytest.raises(InputError, match=r"metrics\.json: found no dataset, .*expected what run\.py writes"):
         load_results(run, config)
     with pytest.raises(InputError, match=r"rum: found no metrics\.json, expected a finished run \(did you mean 'run'"):
-        load_results(run.with_name("rum"), config)
+        load_results(RunFolder(run.path.with_name("rum")), config)

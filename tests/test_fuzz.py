@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.config import SECTIONS, UNUSED_KEYS, load_config
-from lib.data import load_prepared, read_series
-from lib.dtw import load_dtw, load_dtw_record
+from lib.config import SECTION_NAMES, SECTIONS, UNUSED_KEYS, parse_config
+from lib.data.dtw import load_dtw, load_dtw_record
+from lib.data.graphs import read_links
+from lib.data.prepared import load_prepared
+from lib.data.series import read_series
 from lib.errors import InputError
 from lib.files import fingerprint_arrays, load_json, load_npz
-from lib.graphs import read_links
+from lib.ini import read_text
+from model.variants import VARIANTS
+from tests.conftest import load
 
 fuzzed = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -49,6 +54,19 @@ nb_head = 2
 
 [Model]
 large_kernels = 15 17
+"""
+RECIPE = b"""\
+[Model]
+variant = residual
+large_kernels = 15
+harmonics = 8
+
+[Training]
+dropout = 0.3
+padded_history = on
+
+[Data]
+start = 2018-03-05
 """
 LINKS = b"from,to,cost\n0,1,1.0\n1,2,2.5\n2,0,1e3\n"
 IDS = b"400\n517\n629\n"
@@ -143,10 +161,12 @@ def text(words: tuple[bytes, ...]) -> st.SearchStrategy[bytes]:
     return st.lists(pieces, max_size=40).map(b"".join)
 
 
-KEYS = [item for settings_ in SECTIONS.values() for item in settings_.__dataclass_fields__]
+GROUPS = [*SECTIONS.values(), *(variant.settings for variant in VARIANTS.values())]
+KEYS = ["variant", *dict.fromkeys(item.name for group in GROUPS for item in fields(group))]
 INI_WORDS = (
-    *(f"[{section}]\n".encode() for section in (*SECTIONS, "DEFAULT", "model")),
+    *(f"[{section}]\n".encode() for section in (*SECTION_NAMES, "DEFAULT", "model")),
     *(f"{key} = ".encode() for key in (*KEYS, *UNUSED_KEYS["Training"])),
+    *(name.encode() for name in VARIANTS),
     *(b"\n", b" = ", b":", b"#", b" ; ", b"[", b"]", b"%(x)s", b"1", b"0", b"-1", b"1e999", b"nan", b"on", b"auto"),
     *("\u2028\x85\x0c\x1b[2J\ufeff".encode(), b"\0", b"9" * 5000, b"\xff"),
 )
@@ -190,13 +210,22 @@ def taken_or_refused(path: Path, content: bytes, read: Callable[[Path], object],
 @fuzzed
 @given(text(INI_WORDS) | st.binary(max_size=60) | spoilt(INI, words=INI_WORDS))
 def test_settings(path: Path, content: bytes) -> None:
-    taken_or_refused(path, content, load_config)
+    taken_or_refused(path, content, load)
 
 
 @fuzzed
 @given(st.text(max_size=20) | text(INI_WORDS).map(lambda content: content.decode(errors="replace")))
 def test_overrides(path: Path, override: str) -> None:
-    taken_or_refused(path, INI, lambda name: load_config(name, [override]), "--set")
+    taken_or_refused(path, INI, lambda name: load(name, [override]), "--set")
+
+
+@fuzzed
+@given(text(INI_WORDS) | spoilt(RECIPE, words=INI_WORDS))
+def test_recipes(path: Path, content: bytes) -> None:
+    def read(name: Path) -> None:
+        parse_config(INI.decode(), path.with_name("base"), VARIANTS, recipe=(read_text(name), name))
+
+    taken_or_refused(path, content, read, path.with_name("base"))
 
 
 @fuzzed
@@ -238,7 +267,8 @@ def test_distances(path: Path, matrix: bytes, record: bytes) -> None:
 
 def test_what_is_spoilt_was_good_before(path: Path) -> None:
     path.write_bytes(INI)
-    load_config(path)
+    load(path)
+    parse_config(INI.decode(), path, VARIANTS, recipe=(RECIPE.decode(), path))
     path.write_bytes(LINKS)
     assert len(read_links(path, SENSORS).pairs) == 3
     path.write_bytes(PREPARED)

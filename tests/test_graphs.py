@@ -1,15 +1,12 @@
 """Graphs: reading links, the masks against the released code's and by their properties, the Laplacian encodings."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from lib.errors import InputError
-from lib.files import REPOSITORY_ROOT
-from lib.graphs import (
+from lib.data.graphs import (
     EQUAL,
     Links,
     adjacency_matrix,
@@ -23,9 +20,9 @@ from lib.graphs import (
     similarity_mask_nearest,
     topology_mask,
 )
+from lib.errors import InputError
+from tests.conftest import REAL_DATA, REFERENCE
 
-SHARED_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
-REFERENCE = Path(__file__).parent / "reference" / "graphs_n20.npz"
 SEEDS = range(6)
 
 
@@ -179,7 +176,7 @@ def test_unknown_id_names_the_nearest_one(tmp_path):
     ],
 )
 def test_links_of_the_real_networks(name, num_nodes, rows, self_links, duplicates, reversed_duplicates, components):
-    path = SHARED_DATA / name / f"{name}.csv"
+    path = REAL_DATA / name / f"{name}.csv"
     if not path.exists():
         pytest.skip(f"{name} is not at hand")
     id_filename = path.with_suffix(".txt")
@@ -197,7 +194,7 @@ def test_links_of_the_real_networks(name, num_nodes, rows, self_links, duplicate
 
 
 def test_masks_equal_those_of_the_released_code():
-    with np.load(REFERENCE, allow_pickle=False) as reference:
+    with np.load(REFERENCE / "graphs_n20.npz", allow_pickle=False) as reference:
         allowed = released_similarity_mask(reference["distance"])
         assert np.array_equal(allowed, ~reference["blocked_similarity"])
         near = topology_mask(hop_distances(reference["adjacency"].astype(bool)))

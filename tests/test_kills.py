@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.checkpoints import BEST, LAST, load_checkpoint
+from lib.checkpoints import load_checkpoint
 from lib.files import REPOSITORY_ROOT
+from lib.run_folder import RunFolder
 from tests.conftest import DatasetMaker
 
 KILLS = 12
@@ -48,10 +49,11 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(make_dataset:
             assert process.returncode == 0, errors
     subprocess.run(command("killed"), check=True, capture_output=True, env=environment)
 
-    whole, killed = tmp_path / "out" / "TINY" / "whole", tmp_path / "out" / "TINY" / "killed"
-    assert (whole / "metrics.json").read_bytes() == (killed / "metrics.json").read_bytes()
-    for name in (LAST, BEST):
-        assert weights_bytes(whole / name) == weights_bytes(killed / name)
+    whole, killed = (RunFolder(tmp_path / "out" / "TINY" / name) for name in ("whole", "killed"))
+    assert whole.metrics.read_bytes() == killed.metrics.read_bytes()
+    for one, other in ((whole.last, killed.last), (whole.best, killed.best)):
+        assert weights_bytes(one) == weights_bytes(other)
+    assert not list(killed.path.rglob("*.partial"))
 
 
 def weights_bytes(path: Path) -> dict[str, bytes]:

@@ -16,31 +16,26 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from lib.comparison import FinishedRuns, check_same_targets, read_runs
-from lib.config import Config, load_config
-from lib.data import (
-    Calendar,
-    Prepared,
-    Windows,
-    WindowShape,
-    last_known,
-    load_prepared,
-    next_known,
-    prepare,
-    save_prepared,
-)
+from lib.checkpoints import load_checkpoint
+from lib.config import Config
+from lib.data.prepared import Prepared, load_prepared, prepare, save_prepared
+from lib.data.preparing import make_prepared, prepared_for, window_shape
+from lib.data.sensor_tables import read_table, regular_series
+from lib.data.series import fill_gaps, last_observed, next_observed
+from lib.data.windowing import Calendar, WindowShape
+from lib.data.windows import Batch, Windows
 from lib.errors import InputError
-from lib.experiments import finish_experiment, open_run, resume_experiment, start_experiment
-from lib.files import fingerprint_arrays, load_json, load_npz, save_npz
-from lib.forecasting import fill_gaps
+from lib.files import fingerprint_arrays, save_npz
+from lib.losses import mean_loss
 from lib.metrics import ForecastErrors, Scores
-from lib.preparation import make_prepared, prepared_for, window_shape
-from lib.report_page import page_of
-from lib.reporting import load_results, mae_by_time_of_day, make_figures
-from lib.tables import read_table, regular_series
-from lib.training import evaluate, mean_loss
-from model.build import build_model, restore_model
-from tests.conftest import Call, DatasetMaker, tiny_series, write_dataset
+from lib.report.comparison import FinishedRuns, check_same_targets, read_runs
+from lib.report.page import page_of
+from lib.report.results import load_results, mae_by_time_of_day, make_figures
+from lib.run_folder import RunFolder
+from lib.runs import finish_run, open_run, resume_run, start_run
+from lib.training import evaluate
+from model.variants import VARIANTS
+from tests.conftest import Call, DatasetMaker, load, tiny_series, write_dataset
 from tests.test_report_page import BROWSER, Elements, opened_in_browser
 from tests.test_training import assert_same_runs, kill_in_step
 
@@ -65,11 +60,11 @@ def windows_of(prepared: Prepared, horizon: int = HORIZON) -> Windows:
     return Windows(prepared, horizon, Calendar(48), CPU)
 
 
-def known_scores(forecast: np.ndarray, target: np.ndarray) -> Scores:
+def scores_by_definition(forecast: np.ndarray, target: np.ndarray) -> Scores:
     """Return the scores by their definitions, over the targets that are not NaN."""
-    known = ~np.isnan(target)
-    truth = target[known].astype(np.float64)
-    error = np.abs(forecast[known].astype(np.float64) - truth)
+    observed = ~np.isnan(target)
+    truth = target[observed].astype(np.float64)
+    error = np.abs(forecast[observed].astype(np.float64) - truth)
     nonzero = truth != 0
     return {
         "mae": error.mean(),
@@ -108,22 +103,22 @@ def test_inputs_are_those_of_a_filling_of_the_rows_before_the_label_start(
     for starts in prepared.label_starts.values():
         batch = windows.batch(torch.from_numpy(starts))
         for sample, t0 in enumerate(starts):
-            filled = fill_gaps(truth[:t0], max_gap=len(truth))
+            filled = fill_gaps(truth[:t0], longest=len(truth))
             filled = np.where(np.isnan(filled), mean, filled).astype(np.float32)  # where there is nothing before t0
             expected = prepared.scaling.to_scaled(filled[t0 + prepared.offsets].astype(np.float64)).astype(np.float32)
-            np.testing.assert_array_equal(batch.series[sample].T, expected)
-            np.testing.assert_array_equal(batch.start[sample], expected[-1])
+            np.testing.assert_array_equal(batch.inputs.series[sample].T, expected)
+            np.testing.assert_array_equal(batch.inputs.start[sample], expected[-1])
             np.testing.assert_array_equal(batch.flow[sample].T, truth[t0 : t0 + HORIZON].astype(np.float32))
-        assert batch.known is not None
-        assert torch.equal(batch.known, ~batch.flow.isnan())
-        known = windows.scaling.to_raw(batch.target)[batch.known]
-        torch.testing.assert_close(known, batch.flow[batch.known], rtol=1e-5, atol=1e-4)
+        assert batch.observed is not None
+        assert torch.equal(batch.observed, ~batch.flow.isnan())
+        observed = windows.scaling.to_raw(batch.target)[batch.observed]
+        torch.testing.assert_close(observed, batch.flow[batch.observed], rtol=1e-5, atol=1e-4)
         assert batch.target.isfinite().all()
-        assert int(batch.known.sum()) == windows.known_targets(starts)
-        assert float(batch.weight) == pytest.approx(batch.known.double().mean() * len(starts))
+        assert int(batch.observed.sum()) == windows.observed_targets(starts)
+        assert float(batch.weight) == pytest.approx(batch.observed.double().mean() * len(starts))
 
 
-def test_what_the_decoder_is_fed_knows_nothing_of_later_targets() -> None:
+def test_what_the_decoder_is_fed_sees_nothing_of_later_targets() -> None:
     data = gappy_series()
     shape = WindowShape(0, 1, 2, 12, 2)
     before = prepare(data, shape, "", "interpolate")
@@ -132,23 +127,28 @@ def test_what_the_decoder_is_fed_knows_nothing_of_later_targets() -> None:
     after = replace(prepare(data, shape, "", "interpolate"), minimum=before.minimum, maximum=before.maximum)
     starts = torch.arange(later - 12, later + 1)
     one, other = (windows_of(prepared, 12).batch(starts) for prepared in (before, after))
-    assert torch.equal(one.series, other.series)
-    early = (starts[:, None] + torch.arange(12) < later)[:, None].expand_as(one.target)
-    assert torch.equal(one.target[early], other.target[early])
-    assert not torch.equal(one.target[~early], other.target[~early])
+    assert torch.equal(one.inputs.series, other.inputs.series)
+    before_it = (starts[:, None] + torch.arange(12) < later)[:, None].expand_as(one.target)
+    assert torch.equal(one.target[before_it], other.target[before_it])
+    assert not torch.equal(one.target[~before_it], other.target[~before_it])
+    teachers = one.with_teacher.teacher, other.with_teacher.teacher
+    assert teachers[0] is not None
+    assert teachers[1] is not None
+    fed_before = (starts[:, None] + torch.arange(12) <= later)[:, None].expand_as(one.target)
+    assert torch.equal(teachers[0][fed_before], teachers[1][fed_before])
 
 
-def test_the_nearest_known_steps_are_those_of_a_plain_search() -> None:
+def test_the_nearest_observed_steps_are_those_of_a_plain_search() -> None:
     missing = np.random.default_rng(0).random((40, 6)) < np.linspace(0, 1, 6)
     for step in range(40):
         for sensor in range(6):
-            known = np.flatnonzero(~missing[:, sensor])
-            assert last_known(missing)[step, sensor] == max(known[known <= step], default=-1)
-            assert next_known(missing)[step, sensor] == min(known[known >= step], default=40)
+            observed = np.flatnonzero(~missing[:, sensor])
+            assert last_observed(missing)[step, sensor] == max(observed[observed <= step], default=-1)
+            assert next_observed(missing)[step, sensor] == min(observed[observed >= step], default=40)
 
 
 @pytest.mark.parametrize("gap", [np.nan, 0.0])
-def test_preparing_fills_the_flow_and_scales_by_what_is_known(gap: float) -> None:
+def test_preparing_fills_the_flow_and_scales_by_what_is_observed(gap: float) -> None:
     data, by_nan = gappy_series(gap), gappy_series()[:, :, 0]
     data = np.concatenate([data, np.where(data > 100, np.nan, 1.0)], axis=2)  # of another feature, some missing too
     shape = WindowShape(0, 1, 2, HORIZON, 2)
@@ -172,39 +172,48 @@ def test_a_series_without_gaps_is_the_same_by_any_rule() -> None:
     for other in others:
         assert other.missing is None
         assert other.truth is other.flow
-        for one, same in zip(windows_of(first).batch(starts), windows_of(other).batch(starts), strict=True):
-            assert (one is None and same is None) or torch.equal(one, same)
+        one, same = (windows_of(prepared).batch(starts) for prepared in (first, other))
+        assert one.observed is None
+        assert same.observed is None
+        for name in ("series", "start", "step_of_week"):
+            assert torch.equal(getattr(one.inputs, name), getattr(same.inputs, name))
+        assert torch.equal(one.target, same.target)
+        assert torch.equal(one.flow, same.flow)
         assert (first.minimum, first.maximum) == (other.minimum, other.maximum)
 
 
 # -------------------------------------------------------------------------------------------------- loss and metrics
 
 
-def test_the_loss_is_the_mean_over_known_targets() -> None:
+def loss_of(forecast: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return mean_loss("mae", forecast, batch.target, batch.observed)
+
+
+def test_the_loss_is_the_mean_over_observed_targets() -> None:
     prepared = prepare(gappy_series(), WindowShape(0, 1, 2, HORIZON, 2), "", "interpolate")
     batch = windows_of(prepared).batch(torch.arange(100, 140))
-    assert batch.known is not None
+    assert batch.observed is not None
     forecast = torch.randn_like(batch.target).requires_grad_()
-    loss = mean_loss(forecast, batch)
-    expected = F.l1_loss(forecast[batch.known], batch.target[batch.known])
+    loss = loss_of(forecast, batch)
+    expected = F.l1_loss(forecast[batch.observed], batch.target[batch.observed])
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(*(torch.autograd.grad(each, forecast)[0] for each in (loss, expected)))
     with torch.no_grad():
-        spoilt = forecast.where(batch.known, torch.nan)  # no forecast of a missing target counts
-        assert torch.equal(mean_loss(spoilt, batch), loss)
+        spoilt = forecast.where(batch.observed, torch.nan)  # no forecast of a missing target counts
+        assert torch.equal(loss_of(spoilt, batch), loss)
 
-    unknown = windows_of(prepared).batch(torch.arange(245, 255))  # nothing is known at all
-    nothing = mean_loss(forecast[:10], unknown)
+    missing = windows_of(prepared).batch(torch.arange(245, 255))  # nothing is observed at all
+    nothing = loss_of(forecast[:10], missing)
     assert nothing == 0
     assert not torch.autograd.grad(nothing, forecast)[0].any()
-    assert float(unknown.weight) == 0
+    assert float(missing.weight) == 0
 
     complete = windows_of(prepare(tiny_series(), WindowShape(0, 1, 2, HORIZON, 2), "")).batch(torch.arange(100, 140))
-    assert torch.equal(mean_loss(forecast, complete), F.l1_loss(forecast, complete.target))
+    assert torch.equal(loss_of(forecast, complete), F.l1_loss(forecast, complete.target))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11])
-def test_metrics_are_over_known_targets(batch_size: int) -> None:
+def test_metrics_are_over_observed_targets(batch_size: int) -> None:
     draw = np.random.default_rng(0)
     target = draw.poisson(1.5, (11, 6, 4)).astype(np.float32)
     target[draw.random(target.shape) < 0.4] = np.nan
@@ -215,15 +224,15 @@ def test_metrics_are_over_known_targets(batch_size: int) -> None:
     for part in range(0, 11, batch_size):
         rows = slice(part, part + batch_size)
         errors.update(torch.from_numpy(forecast[rows]), torch.from_numpy(target[rows]))
-    assert errors.overall() == pytest.approx(known_scores(forecast, target), rel=1e-9)
+    assert errors.overall() == pytest.approx(scores_by_definition(forecast, target), rel=1e-9)
     *first, last = errors.by_horizon()
     for step, scores in enumerate(first):
-        assert scores == pytest.approx(known_scores(forecast[..., step], target[..., step]), rel=1e-9)
+        assert scores == pytest.approx(scores_by_definition(forecast[..., step], target[..., step]), rel=1e-9)
     assert set(last.values()) == {None}
     assert errors.count.tolist() == (~np.isnan(target)).sum((0, 1)).tolist()
 
 
-def test_the_error_by_time_of_day_is_over_known_targets() -> None:
+def test_the_error_by_time_of_day_is_over_observed_targets() -> None:
     draw = np.random.default_rng(3)
     forecast, target = draw.normal(size=(2, 70, 4, 5)).astype(np.float32)
     target[draw.random(target.shape) < 0.3] = np.nan
@@ -238,100 +247,96 @@ def test_the_error_by_time_of_day_is_over_known_targets() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """Train on the same series with its gaps as NaN, as zeros that are missing, and as zeros that are data."""
     folders = {}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lib.experiments.make_report", lambda *_: [])
-        for name, gap, rule in (
-            ("gaps", np.nan, "interpolate"),
-            ("zero", 0.0, "zero_is_missing"),
-            ("data", 0.0, "error"),
-        ):
-            root = tmp_path_factory.mktemp(name)
-            changes = [f"Data.missing={rule}", "Training.max_batches=3"]
-            config = load_config(write_dataset(root, gappy_series(gap)), changes)
-            experiment = start_experiment(config, root / "out", name, build_model)
-            finish_experiment(experiment)
-            folders[name] = experiment.folder
+    for name, gap, rule in (
+        ("gaps", np.nan, "interpolate"),
+        ("zero", 0.0, "zero_is_missing"),
+        ("data", 0.0, "error"),
+    ):
+        root = tmp_path_factory.mktemp(name)
+        changes = [f"Data.missing={rule}", "Training.max_batches=3"]
+        run = start_run(load(write_dataset(root, gappy_series(gap)), changes), root / "out", name)
+        finish_run(run)
+        folders[name] = run.folder
     return folders
 
 
-def settings_of(folder: Path) -> Config:
-    return load_config(folder / "settings.ini")
+def settings_of(folder: RunFolder) -> Config:
+    return folder.read_config(VARIANTS)
 
 
-def predictions_of(folder: Path) -> dict[str, Any]:
-    return load_npz(folder / "predictions.npz", ("forecast", "target", "label_starts"))
-
-
-def test_metrics_of_a_run_are_those_over_its_known_targets(runs: dict[str, Path]) -> None:
-    saved, metrics = predictions_of(runs["gaps"]), load_json(runs["gaps"] / "metrics.json")
+def test_metrics_of_a_run_are_those_over_its_observed_targets(runs: dict[str, RunFolder]) -> None:
+    saved, metrics = runs["gaps"].read_predictions(), runs["gaps"].read_metrics()
     series = gappy_series()[:, :, 0].astype(np.float32)
     for sample, t0 in enumerate(saved["label_starts"]):
         np.testing.assert_array_equal(saved["target"][sample].T, series[t0 : t0 + HORIZON])
     assert np.isnan(saved["target"]).sum() > 200
     assert np.isfinite(saved["forecast"]).all()
-    assert metrics["test"]["overall"] == pytest.approx(known_scores(saved["forecast"], saved["target"]), rel=1e-6)
+    assert metrics["test"]["overall"] == pytest.approx(
+        scores_by_definition(saved["forecast"], saved["target"]), rel=1e-6
+    )
     for step, scores in enumerate(metrics["test"]["by_horizon"]):
-        expected = known_scores(saved["forecast"][..., step], saved["target"][..., step])
+        expected = scores_by_definition(saved["forecast"][..., step], saved["target"][..., step])
         assert scores == pytest.approx(expected, rel=1e-6)
-    held = fill_gaps(series.astype(np.float64), 0)  # the last value by hand, forward
+    forward_filled = series.astype(np.float64)
     for row in range(1, ROWS):
-        held[row] = np.where(np.isnan(held[row]), held[row - 1], held[row])
-    last = np.repeat(held[saved["label_starts"] - 1][:, :, None], HORIZON, axis=2)
+        missing = np.isnan(forward_filled[row])
+        forward_filled[row, missing] = forward_filled[row - 1, missing]
+    last = np.repeat(forward_filled[saved["label_starts"] - 1][:, :, None], HORIZON, axis=2)
     scored = metrics["baselines"]["last value"]["overall"]
-    assert scored == pytest.approx(known_scores(last, saved["target"]), rel=1e-6)
+    assert scored == pytest.approx(scores_by_definition(last, saved["target"]), rel=1e-6)
 
 
-def test_zeros_that_are_missing_are_as_good_as_no_values(runs: dict[str, Path]) -> None:
-    for name in ("metrics.json", "predictions.npz"):
-        assert (runs["gaps"] / name).read_bytes() == (runs["zero"] / name).read_bytes()
-    weights = [torch.load(runs[name] / "best.pt", weights_only=True)["weights"] for name in ("gaps", "zero")]
+def test_zeros_that_are_missing_are_as_good_as_no_values(runs: dict[str, RunFolder]) -> None:
+    gaps, zero = runs["gaps"], runs["zero"]
+    for one, other in ((gaps.metrics, zero.metrics), (gaps.predictions, zero.predictions)):
+        assert one.read_bytes() == other.read_bytes()
+    weights = [load_checkpoint(folder.best)["weights"] for folder in (gaps, zero)]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
-def test_results_of_another_rule_are_not_compared(runs: dict[str, Path]) -> None:
+def test_results_of_another_rule_are_not_compared(runs: dict[str, RunFolder]) -> None:
     groups = [read_runs(name, [runs[name]]) for name in runs]
     check_same_targets(groups[:2])
     with pytest.raises(InputError, match="'zero' and 'data': found runs tested on different targets"):
         check_same_targets(groups[1:])
-    test_set = load_json(runs["data"] / "metrics.json")["test_set"]  # nothing is missing: as without the setting
-    flow, starts = gappy_series(0.0)[:, :, 0].astype(np.float32), predictions_of(runs["data"])["label_starts"]
+    test_set = runs["data"].read_metrics()["test_set"]  # nothing is missing: as without the setting
+    flow, starts = gappy_series(0.0)[:, :, 0].astype(np.float32), runs["data"].read_predictions()["label_starts"]
     assert test_set["fingerprint"] == fingerprint_arrays(flow, starts, np.array(HORIZON))
 
 
-def test_sample_errors_add_up_to_the_mae_of_the_run(runs: dict[str, Path]) -> None:
+def test_sample_errors_add_up_to_the_mae_of_the_run(runs: dict[str, RunFolder]) -> None:
     for name in ("gaps", "data"):
         group: FinishedRuns = read_runs(name, [runs[name]])
         assert group.sample_errors.mean() == pytest.approx(group.spread("mae"), rel=1e-6)
-    saved = predictions_of(runs["data"])
+    saved = runs["data"].read_predictions()
     np.testing.assert_array_equal(
         group.sample_errors[0], np.abs(saved["forecast"] - saved["target"]).mean(axis=(1, 2), dtype=np.float64)
     )
 
 
-def test_losses_are_weighted_by_known_targets(runs: dict[str, Path], tmp_path: Path) -> None:
-    opened = open_run(runs["gaps"], restore_model, "cpu")
+def test_losses_are_weighted_by_observed_targets(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    opened = open_run(runs["gaps"], VARIANTS, "cpu")
     starts = opened.prepared.label_starts["test"]
     by_size = [evaluate(opened.model, opened.windows, starts, size, "", keep_forecast=True) for size in (1, 7, 1000)]
     scaled, truth = (
         opened.windows.scaling.to_scaled(array.astype(np.float64))
-        for array in (by_size[0].forecast, predictions_of(runs["gaps"])["target"])
+        for array in (by_size[0].forecast, runs["gaps"].read_predictions()["target"])
     )
     for evaluation in by_size:
         assert evaluation.loss == pytest.approx(np.nanmean(np.abs(scaled - truth)), rel=1e-4)
 
     config = settings_of(runs["gaps"])
-    trainer = start_experiment(
-        replace(config, training=replace(config.training, max_batches=0)), tmp_path, "again", build_model
-    ).trainer
+    trainer = start_run(replace(config, training=replace(config.training, max_batches=0)), tmp_path, "again").trainer
     losses, counts, step = [], [], trainer._step
 
-    def recorded(stage: Any, batch: Any) -> torch.Tensor:
+    def recorded(stage: Any, batch: Batch) -> torch.Tensor:
         loss = step(stage, batch)
         losses.append(loss.item())
-        counts.append(int(batch.known.sum()))
+        assert batch.observed is not None
+        counts.append(int(batch.observed.sum()))
         return loss
 
     with pytest.MonkeyPatch.context() as patched:
@@ -342,29 +347,30 @@ def test_losses_are_weighted_by_known_targets(runs: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.parametrize("at_once", [0, 2])
-def test_a_batch_without_any_target_teaches_nothing(runs: dict[str, Path], tmp_path: Path, at_once: int) -> None:
+def test_a_batch_without_any_target_teaches_nothing(runs: dict[str, RunFolder], tmp_path: Path, at_once: int) -> None:
     config = settings_of(runs["gaps"])
     config = replace(config, runtime=replace(config.runtime, micro_batch=at_once))
-    trainer = start_experiment(config, tmp_path, "again", build_model).trainer
+    trainer = start_run(config, tmp_path, "again").trainer
     loss = trainer._step(trainer.stages[0], trainer.windows.batch(torch.arange(245, 250)))  # see gappy_series
     assert loss == 0
     assert not any(weight.grad.any() for weight in trainer.model.parameters() if weight.grad is not None)
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_a_run_with_gaps_is_resumed_exactly(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_with_gaps_is_resumed_exactly(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     config = settings_of(runs["gaps"])
     config = replace(config, runtime=replace(config.runtime, checkpoint_minutes=1e-9))
-    killed = start_experiment(config, tmp_path, "killed", build_model)
+    killed = start_run(config, tmp_path, "killed")
     kill_in_step(killed, 2)
-    finish_experiment(resume_experiment(killed.folder, restore_model, None))
+    finish_run(resume_run(killed.folder, VARIANTS, None))
     assert_same_runs(runs["gaps"], killed.folder)
 
 
 # ------------------------------------------------------------------------------------------------ what it tells
 
 
-def test_figures_and_page_of_a_run_with_a_silent_sensor(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_and_page_of_a_run_with_a_silent_sensor(
+    runs: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, config = runs["gaps"], settings_of(runs["gaps"])
     results = load_results(folder, config)
     errors = results.sensor_errors()
@@ -372,7 +378,7 @@ def test_figures_and_page_of_a_run_with_a_silent_sensor(runs: dict[str, Path], m
     np.testing.assert_allclose(errors[:SILENT], expected, rtol=1e-6)
     assert np.isnan(errors[SILENT])
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("lib.reporting.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    monkeypatch.setattr("lib.report.results.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
     make_figures(folder, config)
     assert f"forecast_sensor{np.argsort(errors[:SILENT])[2]}" in drawn
     make_figures(folder, config, sensors=[SILENT])
@@ -397,7 +403,7 @@ def test_figures_and_page_of_a_run_with_a_silent_sensor(runs: dict[str, Path], m
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_breaks_the_curve_where_the_truth_is_missing(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_browser_breaks_the_curve_where_the_truth_is_missing(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     results = load_results(runs["gaps"], settings_of(runs["gaps"]))
     results.target[:, 0, 0] = 1 + np.arange(len(results.target)) % 2
     results.target[[0, 5, 7, *range(20, 31)], 0, 0] = np.nan  # step 6 stands alone
@@ -413,21 +419,22 @@ def test_a_browser_breaks_the_curve_where_the_truth_is_missing(runs: dict[str, P
 
 
 def test_targets_that_are_not_numbers_are_taken_where_they_may_be_missing(
-    runs: dict[str, Path], tmp_path: Path
+    runs: dict[str, RunFolder], tmp_path: Path
 ) -> None:
-    saved = predictions_of(runs["data"])
-    for name in ("metrics.json", "best.pt", "log.jsonl"):
-        (tmp_path / name).write_bytes((runs["data"] / name).read_bytes())
+    saved = runs["data"].read_predictions()
+    folder = RunFolder(tmp_path)
+    for kept in (runs["data"].metrics, runs["data"].best, runs["data"].log):
+        (tmp_path / kept.name).write_bytes(kept.read_bytes())
     gaps, config = settings_of(runs["gaps"]), settings_of(runs["data"])
     for value, taken in ((np.nan, [gaps]), (np.inf, [])):
         saved["target"][0, 0, 0] = value
-        save_npz(tmp_path / "predictions.npz", saved)
+        save_npz(folder.predictions, saved)
         for each in (gaps, config):
             if each in taken:
-                load_results(tmp_path, each)
+                load_results(folder, each)
                 continue
             with pytest.raises(InputError, match=r"predictions\.npz target: found values that are not finite"):
-                load_results(tmp_path, each)
+                load_results(folder, each)
 
 
 def prepared_output(call: Call, capsys: pytest.CaptureFixture[str], path: Path, *changes: str) -> list[str]:
@@ -449,7 +456,7 @@ def test_prepare_data_reports_the_counts(
     path = make_dataset(np.where(missing, np.nan, flow)[:, :, None])
     left_out = [
         sum(missing[t0 : t0 + HORIZON].sum() for t0 in starts)
-        for starts in window_shape(load_config(path)).split(ROWS).values()
+        for starts in window_shape(load(path)).split(ROWS).values()
     ]
     parts = f"{left_out[0]} of training, {left_out[1]} of validation, {left_out[2]} of test"
     expected = [
@@ -462,7 +469,7 @@ def test_prepare_data_reports_the_counts(
     assert line.startswith(f"missing: {missing_count + 10} values (")
     assert "at 5 sensors" in line
 
-    np.savez(load_config(path).data.graph_signal_matrix_filename, data=tiny_series())
+    np.savez(load(path).data.graph_signal_matrix_filename, data=tiny_series())
     for rule in ("error", "interpolate", "zero_is_missing"):
         assert prepared_output(call, capsys, path, f"Data.missing={rule}") == []
 
@@ -494,9 +501,9 @@ def test_a_prepared_file_of_another_rule_is_stale(
     make_dataset: DatasetMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make_dataset(gappy_series(0.0))
-    prepared_for(load_config(path))
+    prepared_for(load(path))
     for rule, missing in (("zero_is_missing", True), ("interpolate", False), ("error", False)):
-        config = load_config(path, [f"Data.missing={rule}"])
+        config = load(path, [f"Data.missing={rule}"])
         capsys.readouterr()
         assert (prepared_for(config).missing is not None) == missing
         assert "is stale" in capsys.readouterr().out
@@ -511,7 +518,7 @@ def test_a_table_with_gaps_is_an_archive_with_nan(make_dataset: DatasetMaker, tm
     series = gappy_series().round(3)
     series[240:260] = np.nan
     path = make_dataset(series)
-    archive = make_prepared(load_config(path, ["Data.missing=interpolate"]))
+    archive = make_prepared(load(path, ["Data.missing=interpolate"]))
     times = np.datetime64("2018-03-05T00:00") + np.arange(ROWS) * np.timedelta64(30, "m")
     cells = [",".join("" if np.isnan(value) else f"{value:.3f}" for value in row) for row in series[:, :, 0]]
     lines = [f"{time},{row}" for time, row in zip(times, cells, strict=True) if row != ",,,,"]  # steps are absent
@@ -519,7 +526,7 @@ def test_a_table_with_gaps_is_an_archive_with_nan(make_dataset: DatasetMaker, tm
     table = tmp_path / "TINY" / "t.csv"
     table.write_text("\n".join(["time,a,b,c,d,e", *lines]) + "\n")
     change = f"Data.graph_signal_matrix_filename={table}"
-    prepared = make_prepared(load_config(path, [change, "Data.missing=interpolate"]))
+    prepared = make_prepared(load(path, [change, "Data.missing=interpolate"]))
     np.testing.assert_array_equal(prepared.truth, archive.truth)
     np.testing.assert_array_equal(prepared.flow, archive.flow)
     with pytest.raises(InputError, match=r"expected .* a step\), or \[Data\] missing = interpolate$"):
@@ -528,7 +535,7 @@ def test_a_table_with_gaps_is_an_archive_with_nan(make_dataset: DatasetMaker, tm
     with pytest.raises(
         InputError, match=r"t\.csv data: sensor a: found no value in the training inputs \(steps 0 \.\."
     ):
-        make_prepared(load_config(path, [change, "Data.missing=interpolate"]))
+        make_prepared(load(path, [change, "Data.missing=interpolate"]))
 
 
 def test_a_slip_in_the_date_of_a_table_is_no_gap(tmp_path: Path) -> None:
@@ -545,10 +552,10 @@ def test_a_slip_in_the_date_of_a_table_is_no_gap(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gaps", "zero"])
 def test_a_forecast_from_the_file_is_that_of_the_test(
-    name: str, runs: dict[str, Path], call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, runs: dict[str, RunFolder], call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = predictions_of(runs[name])
-    known = np.isfinite(saved["target"][-1]).sum()
+    saved = runs[name].read_predictions()
+    observed = np.isfinite(saved["target"][-1]).sum()
     source = tmp_path / "now.npz"
     data = gappy_series(0.0 if name == "zero" else np.nan)
     np.savez(source, data=data)
@@ -556,7 +563,7 @@ def test_a_forecast_from_the_file_is_that_of_the_test(
     assert call("predict.py", *arguments) == 2
     assert "sensor '4': found no value from " in capsys.readouterr().err
     assert call("predict.py", *arguments, "--max-gap", 100) == 0
-    assert f"Scored on {known} values" in capsys.readouterr().out
+    assert f"Scored on {observed} values" in capsys.readouterr().out
     lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
     forecast = np.array([float(line.split(",")[3]) for line in lines]).reshape(HORIZON, SENSORS).T
     np.testing.assert_allclose(forecast, saved["forecast"][-1], atol=0.002)

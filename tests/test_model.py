@@ -1,6 +1,7 @@
 """Properties that hold for any weights, and forms that must be equal."""
 
-from typing import get_args, get_type_hints
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,28 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.config import ModelConfig
+from lib.checkpoints import restored
+from lib.interface import Graphs, Inputs, Sizes
 from model.attention import SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution, TokenConvolution
 from model.attention_blocks import AttentionBlocks
-from model.build import VARIANTS, build_model, restore_model
 from model.deformable_patches import DeformablePatches
-from model.dtg_lknet import DTGLKNet, sinusoidal_encoding
+from model.dtg_lknet import DTGLKNet
+from model.encoder import sinusoidal_encoding
 from model.large_kernels import LargeKernelBlock
+from model.variants import VARIANTS
+from tests.conftest import DatasetMaker, load, make_network
 
-SIZES = {"input_steps": 24, "horizon": 4, "patch_len": 4, "channels": 16, "layers": 2, "heads": 4}
+SIZES = Sizes(steps_per_hour=4, weeks=0, days=0, hours=6, horizon=4, channels=16, layers=2, heads=4)
 
 
-def random_graphs(num_nodes: int, encoding_channels: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+def random_graphs(num_nodes: int, encoding_channels: int = 5) -> Graphs:
     masks = []
     for _ in range(2):
         mask = torch.rand(num_nodes, num_nodes) < 0.4
         masks.append(mask | mask.T | torch.eye(num_nodes, dtype=torch.bool))
-    return masks[0], masks[1], torch.randn(num_nodes, encoding_channels)
+    return Graphs(masks[0], masks[1], torch.randn(num_nodes, encoding_channels))
 
 
-def random_model(num_nodes: int = 6, variant: str = "described", **sizes: int) -> DTGLKNet:
-    """Build a model with all weights drawn, also those that start at zero, and BatchNorm statistics of its own."""
-    model = build_model(*random_graphs(num_nodes), variant=variant, **{**SIZES, **sizes})
+def random_model(variant: str = "paper", graphs: Graphs | None = None, sizes: Sizes = SIZES) -> DTGLKNet:
+    """Build a network with all weights drawn, also those that start at zero, and BatchNorm statistics of its own."""
+    model = make_network(variant, random_graphs(6) if graphs is None else graphs, sizes)
+    assert isinstance(model, DTGLKNet)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
@@ -40,11 +45,17 @@ def random_model(num_nodes: int = 6, variant: str = "described", **sizes: int) -
     return model.eval()
 
 
-def random_inputs(model: DTGLKNet, batch: int = 2) -> tuple[Tensor, Tensor]:
+def random_inputs(model: DTGLKNet, batch: int = 2) -> Inputs:
+    """Draw inputs for teacher forcing."""
     num_nodes = len(model.laplacian_encoding)
-    return torch.randn(batch, num_nodes, model.front_end.patches.input_steps), torch.randn(
-        batch, num_nodes, model.horizon
-    )
+    series = torch.randn(batch, num_nodes, model.front_end.patches.input_steps)
+    teacher = torch.randn(batch, num_nodes, model.horizon)
+    return Inputs(series, teacher[:, :, 0], torch.zeros(batch, dtype=torch.int64), teacher=teacher)
+
+
+def alone(inputs: Inputs) -> Inputs:
+    """Return the inputs for a forecast on its own."""
+    return inputs._replace(teacher=None)
 
 
 @pytest.fixture(autouse=True)
@@ -52,31 +63,31 @@ def seeded() -> None:
     torch.manual_seed(7)
 
 
-def rollout_by_decoding_anew(model: DTGLKNet, series: Tensor, start: Tensor) -> Tensor:
+def rollout_by_decoding_anew(model: DTGLKNet, inputs: Inputs) -> Tensor:
     """The specification of a rollout: the sequence so far is decoded from its beginning at every step."""
-    values = start.unsqueeze(-1)
+    start = inputs.start.unsqueeze(-1)
+    values = start
     for _ in range(model.horizon):
-        forecast = model.decode(values, model.read(model.encode(series)))
-        values = torch.cat([start.unsqueeze(-1), forecast], dim=-1)
+        forecast = model.decode(values, model.read(model.encode(inputs)))
+        values = torch.cat([start, forecast], dim=-1)
     return forecast
 
 
-@pytest.mark.parametrize("variant", ["described", "released"])
+@pytest.mark.parametrize("variant", ["paper", "released"])
 @torch.no_grad()
 def test_rollout_equals_decoding_anew(variant: str) -> None:
-    model = random_model(variant=variant)
-    series, values = random_inputs(model)
-    expected = rollout_by_decoding_anew(model, series, values[:, :, 0])
-    torch.testing.assert_close(model.rollout(series, values[:, :, 0]), expected, atol=1e-5, rtol=0)
+    model = random_model(variant)
+    inputs = alone(random_inputs(model))
+    torch.testing.assert_close(model(inputs), rollout_by_decoding_anew(model, inputs), atol=1e-5, rtol=0)
 
 
 def test_rollout_has_the_gradients_of_decoding_anew() -> None:
     model = random_model()
-    series, values = random_inputs(model)
+    inputs = alone(random_inputs(model))
     gradients = []
-    for rollout in (DTGLKNet.rollout, rollout_by_decoding_anew):
+    for rollout in (DTGLKNet.forward, rollout_by_decoding_anew):
         model.zero_grad()
-        rollout(model, series, values[:, :, 0]).square().mean().backward()
+        rollout(model, inputs).square().mean().backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3, msg=name)
@@ -85,20 +96,20 @@ def test_rollout_has_the_gradients_of_decoding_anew() -> None:
 @torch.no_grad()
 def test_the_decoder_cannot_see_the_future() -> None:
     model = random_model()
-    series, values = random_inputs(model)
-    before = model(series, values)
+    inputs = random_inputs(model)
+    before = model(inputs)
     for step in range(1, model.horizon):
-        changed = values.clone()
+        changed = inputs.teacher.clone()
         changed[:, :, step:] += torch.randn_like(changed[:, :, step:])
-        after = model(series, changed)
+        after = model(inputs._replace(teacher=changed))
         torch.testing.assert_close(after[:, :, :step], before[:, :, :step], atol=1e-6, rtol=0)
         assert not torch.allclose(after[:, :, step], before[:, :, step])
 
 
 def test_every_parameter_receives_a_gradient() -> None:
     model = random_model().train()
-    series, values = random_inputs(model, batch=4)
-    F.l1_loss(model(series, values), torch.randn(values.shape)).backward()
+    inputs = random_inputs(model, batch=4)
+    F.l1_loss(model(inputs), torch.randn_like(inputs.teacher)).backward()
     # The BatchNorm that follows subtracts any bias that is the same for all samples and tokens.
     cancelled = {f"front_end.blocks.{i}.contract.bias" for i in range(6)}
     for name, parameter in model.named_parameters():
@@ -107,13 +118,14 @@ def test_every_parameter_receives_a_gradient() -> None:
 
 
 def test_a_short_training_moves_what_the_released_code_never_trains() -> None:
-    model = build_model(*random_graphs(6), variant="described", **SIZES)
+    model = make_network("paper", random_graphs(6), SIZES)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     target = torch.randn(4, 6, 4)
     series = torch.cat([torch.randn(4, 6, 20), target], dim=-1)
+    inputs = Inputs(series, series[:, :, -4], torch.zeros(4, dtype=torch.int64), teacher=series[:, :, -4:])
     for _ in range(10):
-        loss = F.l1_loss(model(series, series[:, :, -4:]), target)
+        loss = F.l1_loss(model(inputs), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -129,36 +141,44 @@ def test_a_short_training_moves_what_the_released_code_never_trains() -> None:
 
 @torch.no_grad()
 def test_permuting_the_sensors_with_their_graphs_permutes_the_forecast() -> None:
-    model = random_model()
-    series, values = random_inputs(model)
-    order = torch.randperm(6)
-    state = model.state_dict()
-    permuted = {**state, "laplacian_encoding": state["laplacian_encoding"][order]}
-    for mask in ("similarity_mask", "topology_mask"):
-        permuted[mask] = state[mask][order][:, order]
-    other = random_model()
-    other.load_state_dict(permuted)
-    torch.testing.assert_close(other(series[:, order], values[:, order]), model(series, values)[:, order])
-    start = values[:, :, 0]
-    torch.testing.assert_close(other.rollout(series[:, order], start[:, order]), model.rollout(series, start)[:, order])
+    graphs, order = random_graphs(6), torch.randperm(6)
+    masks = (mask[order][:, order] for mask in (graphs.similarity, graphs.topology))
+    model = random_model(graphs=graphs)
+    other = random_model(graphs=Graphs(*masks, graphs.laplacian_encoding[order]))
+    other.load_state_dict(model.state_dict())
+    inputs = random_inputs(model)
+    permuted = inputs._replace(
+        series=inputs.series[:, order], start=inputs.start[:, order], teacher=inputs.teacher[:, order]
+    )
+    torch.testing.assert_close(other(permuted), model(inputs)[:, order])
+    torch.testing.assert_close(other(alone(permuted)), model(alone(inputs))[:, order])
 
 
-@pytest.mark.parametrize("variant", ["described", "released"])
+@pytest.mark.parametrize("variant", ["paper", "released"])
 @pytest.mark.parametrize(
-    ("num_nodes", "input_steps", "patch_len", "horizon"),
-    [(1, 4, 4, 1), (2, 24, 4, 3), (5, 12, 12, 6), (3, 144, 12, 12), (3, 36, 12, 24), (3, 12, 1, 2)],
+    ("num_nodes", "hours", "patch_len", "horizon"),  # the patches are an hour long
+    [(1, 1, 4, 1), (2, 6, 4, 3), (5, 1, 12, 6), (3, 12, 12, 12), (3, 3, 12, 24), (3, 12, 1, 2)],
 )
 def test_any_number_of_sensors_tokens_and_steps(
-    variant: str, num_nodes: int, input_steps: int, patch_len: int, horizon: int
+    variant: str, num_nodes: int, hours: int, patch_len: int, horizon: int
 ) -> None:
-    model = random_model(
-        num_nodes, variant, input_steps=input_steps, patch_len=patch_len, horizon=horizon, channels=8, layers=1
-    ).train()
-    series, values = random_inputs(model)
-    forecast = model(series, values)
+    sizes = replace(SIZES, steps_per_hour=patch_len, hours=hours, horizon=horizon, channels=8, layers=1)
+    model = random_model(variant, random_graphs(num_nodes), sizes).train()
+    inputs = random_inputs(model)
+    forecast = model(inputs)
     assert forecast.shape == (2, num_nodes, horizon)
     assert forecast.isfinite().all()
-    assert model.rollout(series, values[:, :, 0]).shape == (2, num_nodes, horizon)
+    assert model(alone(inputs)).shape == (2, num_nodes, horizon)
+
+
+@pytest.mark.parametrize("patch_len", [1, 3, 8, 24])
+def test_patches_need_not_be_an_hour_long(patch_len: int) -> None:
+    model = make_network("paper", random_graphs(3), SIZES, patch_len=patch_len)
+    assert isinstance(model, DTGLKNet)
+    assert model.tokens == 24 // patch_len
+    inputs = random_inputs(model)
+    assert model.encode(inputs).shape == (2, 3, 24 // patch_len, 16)
+    assert model(inputs).shape == model(alone(inputs)).shape == (2, 3, 4)
 
 
 @torch.no_grad()
@@ -195,14 +215,14 @@ def test_large_kernel_block_equals_depthwise_convolutions(kernel_size: int, toke
 @torch.no_grad()
 def test_merged_kernels_equal_two_branches() -> None:
     model = random_model()
-    series, values = random_inputs(model)
-    expected = model(series, values)
+    inputs = random_inputs(model)
+    expected = model(inputs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.merge()
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters - 6 * (3 + 1) * 16
-    torch.testing.assert_close(model(series, values), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
     model.merge()  # merging twice changes nothing
-    torch.testing.assert_close(model(series, values), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -229,7 +249,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Ten
 @torch.no_grad()
 def test_spatial_attention_equals_its_formula() -> None:
     layer = SpatialAttention(channels=8, heads=2, dropout=0.0)
-    allowed = random_graphs(5)[0]
+    allowed = random_graphs(5).similarity
     x = torch.randn(2, 5, 3, 8)
     heads = layer.query_key_value(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 2, 4, 1, 5)  # (3, B, M, heads, N, d)
     expected = attention(*heads, allowed).permute(0, 3, 1, 2, 4).flatten(3).relu()
@@ -301,23 +321,33 @@ def test_sinusoid_equals_its_formula() -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    model = random_model(dropout=0.5)  # type: ignore[arg-type]
-    series, values = random_inputs(model)
-    assert torch.equal(model(series, values), model(series, values))
+    model = random_model(sizes=replace(SIZES, dropout=0.5))
+    inputs = random_inputs(model)
+    assert torch.equal(model(inputs), model(inputs))
+    assert torch.equal(model(alone(inputs)), model(alone(inputs)))
     model.train()
-    assert not torch.equal(model(series, values), model(series, values))
-    assert not torch.equal(model.rollout(series, values[:, :, 0]), model.rollout(series, values[:, :, 0]))
+    assert not torch.equal(model(inputs), model(inputs))
+    assert not torch.equal(model(alone(inputs)), model(alone(inputs)))
 
 
 @torch.no_grad()
-def test_a_checkpoint_restores_the_model_with_its_graphs() -> None:
-    arguments = {"variant": "described", **SIZES}
-    model = random_model()
-    restored = restore_model(arguments, model.state_dict()).eval()
-    series, values = random_inputs(model)
-    assert torch.equal(restored(series, values), model(series, values))
-    assert torch.equal(restored.similarity_mask, model.similarity_mask)
+def test_a_checkpoint_restores_the_network_with_its_graphs(make_dataset: DatasetMaker) -> None:
+    config = load(make_dataset(horizon=4))
+    graphs = random_graphs(6)
+    model = random_model(graphs=graphs, sizes=config.sizes)
+    assert not any("graph" in name or "laplacian" in name for name in model.state_dict())
+    checkpoint = {"graphs": graphs._asdict(), "weights": model.state_dict()}
+    other = restored(Path("best.pt"), checkpoint, config).eval()
+    inputs = random_inputs(model)
+    assert torch.equal(other(inputs), model(inputs))
+    assert torch.equal(other(alone(inputs)), model(alone(inputs)))
+    assert torch.equal(other.similarity_graph.allowed, graphs.similarity)
 
 
-def test_the_settings_offer_the_variants_that_there_are() -> None:
-    assert set(get_args(get_type_hints(ModelConfig)["variant"])) == VARIANTS.keys()
+def test_every_record_says_what_its_network_is() -> None:
+    for name, variant in VARIANTS.items():
+        assert variant.name == name
+        model = variant.network(
+            random_graphs(6)._replace(autoregression=torch.zeros(1, 6, 6)), SIZES, variant.settings()
+        )
+        assert variant.has_encoder == hasattr(model, "encode")

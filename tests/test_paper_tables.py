@@ -1,20 +1,20 @@
 """The paper's tables from fabricated runs: what counts, what is left out, and how it is written."""
 
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import paper_tables
-from lib.baselines import PERCEPTRON_SETTINGS
-from lib.config import Config, load_config
-from lib.errors import InputError, run_script
+from lib.config import Config
+from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT, save_json
-from lib.paper_tables import Row, collect, read_published, render
-from tests.conftest import DatasetMaker
+from lib.report.paper_tables import Collection, Row, read_published, render
+from lib.report.paper_tables import collect as collect_with
+from lib.run_folder import METRICS_KEYS, RunFolder
+from model.variants import VARIANTS
+from tests.conftest import Call, DatasetMaker, load
 
 PUBLISHED = REPOSITORY_ROOT / "results" / "published.csv"
 
@@ -25,111 +25,139 @@ def scores(mae: float) -> dict[str, Any]:
 
 
 def fabricate_run(root: Path, config: Config, name: str, mae: float, fingerprint: str = "same") -> None:
-    folder = root / config.data.dataset_name / name
-    folder.mkdir(parents=True)
-    (folder / "settings.ini").write_text(config.to_ini())
+    folder = RunFolder(root / config.data.dataset_name / name)
+    folder.path.mkdir(parents=True)
+    folder.save_start(config, {})
     baselines = {"ridge on the last hour": scores(8.0), "last value": scores(9.0)}
     content = {"test": scores(mae), "baselines": baselines, "test_set": {"fingerprint": fingerprint}}
-    save_json(folder / "metrics.json", content)
+    save_json(folder.metrics, {**dict.fromkeys(METRICS_KEYS), **content})
+
+
+def collect(path: Path, root: Path) -> Collection:
+    return collect_with(path, root, VARIANTS)
 
 
 @pytest.fixture
 def experiments(make_dataset: DatasetMaker, tmp_path: Path) -> tuple[Path, Path]:
     path, root = make_dataset(), tmp_path / "experiments"
     for seed, mae in ((1, 5.0), (2, 5.4), (3, 5.2)):
-        fabricate_run(root, load_config(path, [f"Training.seed={seed}", "Runtime.threads=1"]), f"described-{seed}", mae)
-    fabricate_run(root, load_config(path, ["Model.variant=released"]), "released-0", 6.0)
-    fabricate_run(root, load_config(path, ["Training.batch_size=4", "Graph.similarity=full"]), "other", 1.0)
-    fabricate_run(root, load_config(path, ["Training.seed=9"]), "strange", 1.0, fingerprint="another")
+        fabricate_run(root, load(path, [f"Training.seed={seed}", "Runtime.threads=1"]), f"paper-{seed}", mae)
+    fabricate_run(root, load(path, ["Model.variant=released"]), "released-0", 6.0)
+    fabricate_run(root, load(path, ["Training.batch_size=4", "Graph.similarity=full"]), "other", 1.0)
+    fabricate_run(root, load(path, ["Training.seed=9"]), "strange", 1.0, fingerprint="another")
     (root / "TINY" / "unfinished").mkdir()
     return path, root
+
+
+OTHER = "other: Training.batch_size 4, not as in TINY.conf with recipe paper"
 
 
 def test_runs_of_the_configuration_are_averaged_and_others_left_out(experiments: tuple[Path, Path]) -> None:
     collection = collect(*experiments)
     rows = {(row.model, row.zeros): row for row in collection.rows}
-    described = rows["DTG-LKNet, described", "yes"]
-    assert described.seeds == 3
-    assert described.scores["mae"] == pytest.approx((5.2, np.std([5.0, 5.4, 5.2], ddof=1)))
-    assert rows["DTG-LKNet, described", "no"].scores["mae"][0] == pytest.approx(5.7)
-    assert rows["DTG-LKNet, released", "yes"].scores["rmse"] == (12.0, None)
+    paper = rows["DTG-LKNet (paper)", "yes"]
+    assert paper.seeds == 3
+    assert paper.scores["mae"] == pytest.approx((5.2, np.std([5.0, 5.4, 5.2], ddof=1)))
+    assert rows["DTG-LKNet (paper)", "no"].scores["mae"][0] == pytest.approx(5.7)
+    assert rows["DTG-LKNet (released code)", "yes"].scores["rmse"] == (12.0, None)
     assert rows["last value", "yes"].scores["mape"] == (27.0, None)
-    assert collection.left_out == [
-        "other: other settings than TINY.conf (training.batch_size, graph.similarity)",
-        "strange: tested on other targets than described-1",
-    ]
-    names = ["last value", "ridge on the last hour", "DTG-LKNet, released", "DTG-LKNet, described"]
+    assert collection.left_out == [OTHER, "strange: tested on other targets than paper-1"]
+    names = ["last value", "ridge on the last hour", "DTG-LKNet (paper)", "DTG-LKNet (released code)"]
     assert [(row.model, row.zeros) for row in collection.rows] == [
         *((name, zeros) for zeros in ("yes", "no") for name in names)
     ]
     assert collection.horizon_rows.keys() == {3}
     at_step_3 = {(row.model, row.zeros): row for row in collection.horizon_rows[3]}
-    assert at_step_3["DTG-LKNet, released", "yes"].scores["mae"] == (18.0, None)
+    assert at_step_3["DTG-LKNet (released code)", "yes"].scores["mae"] == (18.0, None)
 
 
-def test_every_variant_with_runs_has_its_row(experiments: tuple[Path, Path]) -> None:
+def test_every_recipe_with_runs_has_its_row(experiments: tuple[Path, Path]) -> None:
     path, root = experiments
-    for name, changes, mae in (
-        ("enhanced-1", ["Model.variant=enhanced"], 4.0),
-        ("stid-seed1", [*PERCEPTRON_SETTINGS, "Training.seed=1"], 4.5),
-        ("stid-seed2", [*PERCEPTRON_SETTINGS, "Training.seed=2"], 4.7),
-        ("stid-large", [*PERCEPTRON_SETTINGS, "Training.d_model=64"], 1.0),
-        ("stid-of-the-ini", ["Model.variant=stid"], 1.0),
+    for name, recipe, changes, mae in (
+        ("mlp-1", "residual_mlp", [], 4.0),
+        ("paper-short", "paper_short", [], 5.5),
+        ("stid-demo", "stid_demo", [], 4.8),
+        ("stid-seed1", "stid", ["Training.seed=1"], 4.5),
+        ("stid-seed2", "stid", ["Training.seed=2", "Runtime.threads=2"], 4.7),
+        ("stid-seed1-again", "stid", ["Training.seed=1"], 4.5),
+        ("stid-large", "stid", ["Training.d_model=64"], 1.0),
+        ("stid-of-the-ini", None, ["Model.variant=stid"], 1.0),
+        ("stid-rounded", "stid", ["Runtime.precision=bf16"], 1.0),
+        ("residual-of-the-ini", None, ["Model.variant=residual"], 1.0),
     ):
-        fabricate_run(root, load_config(path, changes), name, mae)
-    fabricate_run(root, load_config(path, PERCEPTRON_SETTINGS), "stid-strange", 1.0, fingerprint="another")
+        fabricate_run(root, load(path, changes, recipe), name, mae)
+    fabricate_run(root, load(path, [], "stid"), "stid-strange", 1.0, fingerprint="another")
     collection = collect(path, root)
     for rows, factor in ((collection.rows, 1), (collection.horizon_rows[3], 3)):
         found = {row.model: (row.seeds, row.scores["mae"][0]) for row in rows if row.zeros == "yes"}
         expected = {
             "last value": (None, 9 * factor),
             "ridge on the last hour": (None, 8 * factor),
-            "STID-style MLP": (2, pytest.approx(4.6 * factor)),
-            "DTG-LKNet, released": (1, 6 * factor),
-            "DTG-LKNet, described": (3, pytest.approx(5.2 * factor)),
-            "DTG-LKNet, enhanced": (1, 4 * factor),
+            "DTG-LKNet (paper)": (3, pytest.approx(5.2 * factor)),
+            "DTG-LKNet (paper), paper_short": (1, pytest.approx(5.5 * factor)),
+            "DTG-LKNet (released code)": (1, 6 * factor),
+            "STID": (2, pytest.approx(4.6 * factor)),
+            "STID, stid_demo": (1, pytest.approx(4.8 * factor)),
+            "residual MLP": (1, 4 * factor),
         }
         assert list(found.items()) == list(expected.items())
-    left_out = [reason for reason in collection.left_out if reason.startswith("stid")]
-    assert left_out[0] == "stid-large: other settings than TINY.conf (training.d_model)"
-    assert left_out[1].startswith("stid-of-the-ini: other settings than TINY.conf (training.batch_size, ")
-    assert left_out[2:] == ["stid-strange: tested on other targets than described-1"]
+    folder = root / "TINY"
+    assert sorted(collection.left_out) == [
+        OTHER,
+        "residual-of-the-ini: Model.large_kernels 15 17 21 27 35 55, not as in TINY.conf with recipe residual",
+        "stid-large: Training.d_model 64, not as in TINY.conf with recipe stid",
+        "stid-of-the-ini: Training.num_layers 1, not as in TINY.conf with recipe stid_demo",
+        "stid-rounded: Runtime.precision bf16, not as in TINY.conf with recipe stid",
+        f"stid-seed1-again: found settings and seed of {folder / 'stid-seed1'}, expected each seed once",
+        "stid-strange: tested on other targets than mlp-1",
+        "strange: tested on other targets than mlp-1",
+    ]
 
 
 def test_a_run_that_does_not_count_leaves_no_other_out(experiments: tuple[Path, Path]) -> None:
     path, root = experiments
     before = collect(path, root)
-    config = load_config(path, ["Data.missing=zero_is_missing"])
-    fabricate_run(root, config, "a-first-by-name", 1.0, fingerprint="of known targets")
+    config = load(path, ["Data.missing=zero_is_missing"])
+    fabricate_run(root, config, "a-first-by-name", 1.0, fingerprint="of observed targets")
     after = collect(path, root)
     assert after.rows == before.rows
-    reason = "a-first-by-name: other settings than TINY.conf (data.missing)"
+    reason = "a-first-by-name: Data.missing zero_is_missing, not as in TINY.conf with recipe paper"
     assert after.left_out == [reason, *before.left_out]
+
+
+def test_a_recipe_that_the_configuration_rules_out_is_said(experiments: tuple[Path, Path]) -> None:
+    path, root = experiments
+    before = collect(path, root)
+    fabricate_run(root, load(path, [], "stid"), "stid", 1.0)
+    path.write_text(path.read_text().replace("start = 2018-03-05\n", ""))
+    after = collect(path, root)
+    assert [row for row in after.rows if row.seeds] == []  # they were of a series with a start
+    reason = next(reason for reason in after.left_out if reason.startswith("stid: "))
+    assert reason.startswith(f"stid: recipe stid does not go with TINY.conf: {path} [Data] start: found nothing")
+    assert len(after.left_out) > len(before.left_out)
 
 
 def test_tables_in_three_formats(experiments: tuple[Path, Path]) -> None:
     rows = collect(*experiments).rows
     markdown = render(rows, ["TINY"], "md")
     assert (
-        "| DTG-LKNet, described (3 seeds)<sup>a</sup> | **5.20** ± 0.20 | **10.40** ± 0.40 | **15.60** ± 0.60 |"
+        "| DTG-LKNet (paper) (3 seeds)<sup>a</sup> | **5.20** ± 0.20 | **10.40** ± 0.40 | **15.60** ± 0.60 |"
         in markdown
     )
     assert markdown.count("**") == 2 * 6  # three scores, each counted in two ways
     assert "<sup>b</sup> MAE and RMSE leave targets of 0 out" in markdown
     latex = render(rows, ["TINY"], "tex")
-    assert r"DTG-LKNet, described (3 seeds)$^{a}$ & \textbf{5.20} $\pm$ 0.20" in latex
+    assert r"DTG-LKNet (paper) (3 seeds)$^{a}$ & \textbf{5.20} $\pm$ 0.20" in latex
     assert latex.count(r"\\") == 1 + 8
     entries = list(csv.DictReader(render(rows, ["TINY"], "csv").splitlines()))
     assert len(entries) == 8
-    assert (
-        entries[3] | {"model": "DTG-LKNet, described", "seeds": "3", "mae": "5.2000", "mae_sd": "0.2000"} == entries[3]
-    )
+    assert entries[2] | {"model": "DTG-LKNet (paper)", "seeds": "3", "mae": "5.2000", "mae_sd": "0.2000"} == entries[2]
 
 
 def test_what_was_not_measured_stays_empty(make_dataset: DatasetMaker, tmp_path: Path) -> None:
     rows = collect(make_dataset(), tmp_path).rows
     assert all(not row.scores for row in rows)
-    assert "| DTG-LKNet, described<sup>a</sup> |  |  |  |" in render(rows, ["TINY"], "md")
+    assert "| DTG-LKNet (paper)<sup>a</sup> |  |  |  |" in render(rows, ["TINY"], "md")
 
 
 def test_published_results_keep_their_source() -> None:
@@ -148,22 +176,15 @@ def test_a_wrong_published_row_is_named(tmp_path: Path) -> None:
         read_published(path, ["PEMS03"])
 
 
-def test_script(
-    experiments: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_script(experiments: tuple[Path, Path], call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, root = experiments
     output = tmp_path / "tables.md"
-    arguments = ["--config", str(path), "--experiments", str(root), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["paper_tables.py", *arguments])
-    run_script(paper_tables.main)
-    assert "left out TINY/other: other settings" in capsys.readouterr().err
+    assert call("paper_tables.py", "--config", path, "--experiments", root, "--output", output) == 0
+    assert f"left out TINY/{OTHER}\n" in capsys.readouterr().err
     text = output.read_text()
     assert text.startswith("## all horizons together\n\n| model | TINY MAE |")
     assert "## step 3" in text
-    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--dataset", "PEMS4"])
-    with pytest.raises(SystemExit) as ended:
-        run_script(paper_tables.main)
-    assert ended.value.code == 2
+    assert call("paper_tables.py", "--dataset", "PEMS4") == 2
     assert "(did you mean 'PEMS04'?)" in capsys.readouterr().err
 
 

@@ -12,12 +12,15 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.config import load_config
-from lib.data import Calendar, Prepared, Windows
-from lib.experiments import start_experiment
-from lib.forecasting import Forecaster, fill_gaps, find_gaps, load_forecaster, score_known
-from model.build import build_model, restore_model
-from tests.conftest import Call, tiny_series, write_dataset
+from lib.data.prepared import Prepared
+from lib.data.series import fill_gaps, find_gaps
+from lib.data.windowing import Calendar
+from lib.data.windows import Windows
+from lib.inference import Forecaster, load_forecaster, score_observed
+from lib.run_folder import RunFolder
+from lib.runs import start_run
+from model.variants import VARIANTS
+from tests.conftest import Call, load, tiny_series, write_dataset
 
 HORIZON, NEEDED, SENSORS = 3, 48, 5  # of the tiny data set: an hour is 2 steps, the inputs begin a day back
 IDS = ("40", "10", "30", "20", "50")
@@ -35,13 +38,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             (root / "ids.txt").write_text("\n".join(IDS))
             (root / "TINY" / "TINY.csv").write_text("from,to,cost\n40,10,1\n30,20,1\n20,50,1\n")
         settings = [f"Data.id_filename={root / 'ids.txt'}"] if name == "ids" else []
-        config = load_config(path, ["Training.max_batches=1", *settings])
-        experiment = start_experiment(config, root / "out", name, build_model)
-        experiment.trainer.fit()
-        folders[name] = experiment.folder
+        run = start_run(load(path, ["Training.max_batches=1", *settings]), root / "out", name)
+        run.trainer.fit()
+        folders[name] = run.folder.path
         shutil.rmtree(root / "TINY")
         path.unlink()
-        (experiment.folder / "settings.ini").unlink()
+        run.folder.settings.unlink()
     return folders
 
 
@@ -67,7 +69,7 @@ def read_forecast(path: Path) -> np.ndarray:
 
 
 def forecaster_of(folder: Path) -> Forecaster:
-    return load_forecaster(folder, restore_model, "cpu")
+    return load_forecaster(RunFolder(folder), VARIANTS, "cpu")
 
 
 def forecast_by_windows(folder: Path, flow: np.ndarray, label_start: int) -> np.ndarray:
@@ -80,7 +82,7 @@ def forecast_by_windows(folder: Path, flow: np.ndarray, label_start: int) -> np.
     )
     batch = windows.batch(torch.tensor([label_start]))
     with torch.no_grad():
-        return forecaster.scaling.to_raw(forecaster.model.rollout(batch.series, batch.start))[0].numpy()
+        return forecaster.scaling.to_raw(forecaster.model(batch.inputs))[0].numpy()
 
 
 @pytest.mark.parametrize("ending", [".npz", ".csv", ".parquet"])
@@ -113,20 +115,20 @@ def test_the_forecast_is_that_of_the_engine_on_the_same_rows(
     assert "filled" not in output
 
 
-@pytest.mark.parametrize("variant", ["perceptron", "enhanced", "stid"])
-def test_a_model_that_knows_time_and_the_usual_forecasts_as_in_its_test(
+@pytest.mark.parametrize("variant", ["residual_mlp", "residual", "stid"])
+def test_a_network_that_knows_time_and_profile_forecasts_as_in_its_test(
     variant: str, call: Call, tmp_path: Path
 ) -> None:
     path = write_dataset(tmp_path, fine_tune_epochs=0)
-    config = load_config(path, ["Training.max_batches=3", f"Model.variant={variant}"])
-    experiment = start_experiment(config, tmp_path / "out", "run", build_model)
-    experiment.trainer.fit()
-    tested = experiment.trainer.test().forecast
+    config = load(path, ["Training.max_batches=3", f"Model.variant={variant}"])
+    run = start_run(config, tmp_path / "out", "run")
+    run.trainer.fit()
+    tested = run.trainer.test().forecast
     assert tested is not None
     series = tiny_series()[:-HORIZON]  # what is known at the label start of the last test sample
     shutil.rmtree(tmp_path / "TINY")
     np.savez(tmp_path / "now.npz", data=series)
-    arguments = ("--run", experiment.folder, "--input", tmp_path / "now.npz", "--output", tmp_path / "out.csv")
+    arguments = ("--run", run.folder, "--input", tmp_path / "now.npz", "--output", tmp_path / "out.csv")
     assert call("predict.py", *arguments) == 0
     np.testing.assert_allclose(read_forecast(tmp_path / "out.csv"), tested[-1], atol=0.00051)
 
@@ -301,7 +303,7 @@ def test_the_truth_has_no_influence_on_the_forecast_it_scores(
 
 def test_a_horizon_without_truth_has_no_score() -> None:
     truth = np.array([[1.0, np.nan], [3.0, np.nan]])
-    errors = score_known(np.array([[2.0, 5.0], [5.0, 5.0]], dtype=np.float32), truth)
+    errors = score_observed(np.array([[2.0, 5.0], [5.0, 5.0]], dtype=np.float32), truth)
     first, second = errors.by_horizon()
     assert first["mae"] == errors.overall()["mae"] == 1.5
     assert set(second.values()) == {None}

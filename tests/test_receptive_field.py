@@ -1,3 +1,5 @@
+"""What a layer sees of the input: against finite differences and known spreads, and as erf_conv.py draws it."""
+
 from pathlib import Path
 
 import numpy as np
@@ -5,17 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import erf_conv
-from lib.config import load_config
-from lib.data import Calendar, Prepared, Windows, WindowShape
-from lib.errors import InputError, run_script
-from lib.experiments import start_experiment
-from lib.receptive_field import (
+from lib.data.prepared import Prepared
+from lib.data.windowing import Calendar, WindowShape, evenly_spaced
+from lib.data.windows import Windows
+from lib.errors import InputError
+from lib.interface import Graphs, Inputs, Sizes
+from lib.report.receptive_field import (
     DECADES,
     ROWS_DRAWN,
     ReceptiveField,
     choose_nodes,
-    evenly_spaced,
     graph_centre,
     input_share,
     layer_output,
@@ -23,8 +24,9 @@ from lib.receptive_field import (
     receptive_field,
     summary,
 )
-from model.build import build_model
-from tests.conftest import DatasetMaker
+from lib.run_folder import RunFolder
+from lib.runs import start_run
+from tests.conftest import Call, DatasetMaker, load, make_network
 
 NODES, PATCH, TOKENS = 4, 2, 8  # an even number of tokens has its centre at M // 2, not at (M - 1) // 2
 STARTS = np.array([30, 41, 50])
@@ -61,9 +63,8 @@ class Stack(nn.Module):
         with torch.no_grad():
             self.spread.weight *= torch.from_numpy(PATH_HOPS <= 1)
 
-    def encode(self, series: Tensor, step_of_week: Tensor) -> Tensor:
-        del step_of_week
-        x = self.embed(series.unflatten(-1, (-1, PATCH)))  # (B, N, M, 3)
+    def encode(self, inputs: Inputs) -> Tensor:
+        x = self.embed(inputs.series.unflatten(-1, (-1, PATCH)))  # (B, N, M, 3)
         self.pair(self.twice(x))
         for convolution in self.mix:
             x = convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -78,11 +79,11 @@ class Pair(nn.Module):
 
 @pytest.fixture
 def network() -> nn.Module:
-    """The whole network with random weights everywhere, so that patches are read between steps."""
+    """The full network with random weights everywhere, so that patches are read between steps."""
     torch.manual_seed(0)
-    sizes = {"input_steps": TOKENS * PATCH, "horizon": 1, "patch_len": PATCH, "channels": 4, "layers": 1, "heads": 2}
+    sizes = Sizes(steps_per_hour=PATCH, weeks=0, days=0, hours=TOKENS, horizon=1, channels=4, layers=1, heads=2)
     allowed = torch.from_numpy(PATH_HOPS <= 1)
-    model = build_model(allowed, allowed, torch.randn(NODES, 2), variant="described", large_kernels=(5, 3), **sizes)
+    model = make_network("paper", Graphs(allowed, allowed, torch.randn(NODES, 2)), sizes, large_kernels=(5, 3))
     for name, tensor in model.named_parameters():
         nn.init.normal_(tensor, mean=float("norm.weight" in name), std=0.3)
     return model
@@ -98,13 +99,14 @@ def test_equals_finite_differences_of_each_sample(network: nn.Module, layer: str
     for start in STARTS:
         flow = windows.flow.double()[torch.from_numpy(start + SHAPE.offsets)].T  # (N, L)
         moves = step * torch.eye(flow.numel(), dtype=torch.float64).view(-1, *flow.shape)
-        steps = windows.batch(torch.tensor([start])).step_of_week.expand(len(moves))
+        _, value, step_of_week, *_ = windows.batch(torch.tensor([start])).inputs
+        others = value.expand(len(moves), -1), step_of_week.expand(len(moves))
         with torch.no_grad():
             above, below = (
-                layer_output(exact, layer, windows.scaling.to_scaled(moved), steps)[:, node, TOKENS // 2].mean(1)
+                layer_output(exact, layer, Inputs(windows.scaling.to_scaled(moved), *others))[:, node, TOKENS // 2]
                 for moved in (flow + moves, flow - moves)
             )
-        expected += ((above - below) / (2 * step)).abs().view(flow.shape).numpy()
+        expected += ((above - below).mean(1) / (2 * step)).abs().view(flow.shape).numpy()
     assert expected.max() > 1e-4
     np.testing.assert_allclose(field.contribution, expected, rtol=2e-3, atol=1e-4 * expected.max())
 
@@ -154,7 +156,7 @@ def test_contributions_are_per_raw_flow(network: nn.Module) -> None:
 
 
 def test_a_gradient_cut_off_leaves_nothing(network: nn.Module) -> None:
-    network.embed_series = lambda series, _: network.front_end(series).detach()  # type: ignore[assignment]
+    network.embed_series = lambda inputs: network.front_end(inputs.series).detach()  # type: ignore[assignment]
     field = field_of(network, "encoder_norm")
     assert not field.contribution.any()
     assert "no gradient reaches the input" in summary(field, [name for name, _ in SHAPE.segments])
@@ -233,21 +235,16 @@ def test_wrong_layers_are_told(layer: str, message: str) -> None:
 # ------------------------------------------------------------------------------------------------- the script
 
 
-def trained_run(make_dataset: DatasetMaker, root: Path, variant: str = "described") -> Path:
+def trained_run(make_dataset: DatasetMaker, root: Path, variant: str = "paper") -> RunFolder:
     settings = [f"Model.variant={variant}", "Model.large_kernels=5 3", "Training.max_batches=1", "Runtime.device=cpu"]
-    config = load_config(make_dataset(fine_tune_epochs=0), settings)
-    experiment = start_experiment(config, root / "runs", "trained", build_model)
-    experiment.trainer.fit()
-    return experiment.folder
+    config = load(make_dataset(fine_tune_epochs=0), settings)
+    run = start_run(config, root / "runs", "trained")
+    run.trainer.fit()
+    return run.folder
 
 
-def run_erf(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr("sys.argv", ["erf_conv.py", *map(str, arguments)])
-    run_script(erf_conv.main)
-
-
-def files_in(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+def files_in(folder: RunFolder) -> set[str]:
+    return {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
 
 
 def outputs_of(layer: str) -> set[str]:
@@ -255,17 +252,17 @@ def outputs_of(layer: str) -> set[str]:
 
 
 def test_script_writes_both_pictures(
-    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained_run(make_dataset, tmp_path)
     before = files_in(folder)
-    run_erf(monkeypatch, "--run", folder, "--samples", 6, "--device", "cpu")
+    assert call("erf_conv.py", "--run", folder, "--samples", 6, "--device", "cpu") == 0
     assert files_in(folder) - before == outputs_of("front_end") | outputs_of("encoder.0")
     printed = capsys.readouterr().out
     assert "front_end: token 1 of 0..2 at sensor 2, 6 test samples" in printed
     for layer, sensors in (("front_end", [2]), ("encoder.0", [2, 1, 3, 0, 4])):
-        assert (folder / "figures" / f"erf_{layer}.png").read_bytes().startswith(b"\x89PNG")
-        saved = np.load(folder / f"erf_{layer}.npz", allow_pickle=False)
+        assert (folder.figures / f"erf_{layer}.png").read_bytes().startswith(b"\x89PNG")
+        saved = np.load(folder.receptive_field(layer), allow_pickle=False)
         np.testing.assert_array_equal(saved["sensors"], sensors)
         np.testing.assert_array_equal(saved["hops"], [2, 1, 0, 1, 2])
         np.testing.assert_array_equal(saved["offsets"], [-48, -47, -4, -3, -2, -1])
@@ -277,21 +274,20 @@ def test_script_writes_both_pictures(
 
     # A dotted name, all sensors, and again over the files of an earlier call.
     for node in ("all", "0"):
-        run_erf(monkeypatch, "--run", folder, "--samples", 2, "--node", node, "--layer", "encoder.0.temporal")
-        saved = np.load(folder / "erf_encoder.0.temporal.npz", allow_pickle=False)
+        layer = "encoder.0.temporal"
+        assert call("erf_conv.py", "--run", folder, "--samples", 2, "--node", node, "--layer", layer) == 0
+        saved = np.load(folder.receptive_field(layer), allow_pickle=False)
         assert len(saved["nodes"]) == {"all": 5, "0": 1}[node]
     assert outputs_of("encoder.0.temporal") <= files_in(folder)
 
 
 def test_script_refuses_a_wrong_layer_and_writes_nothing(
-    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained_run(make_dataset, tmp_path)
     before = files_in(folder)
     for layer, words in (("frontend", "the nearest: front_end"), ("decoder.0", "that encoding does not run")):
-        with pytest.raises(SystemExit) as ended:
-            run_erf(monkeypatch, "--run", folder, "--layer", layer)
-        assert ended.value.code == 2
+        assert call("erf_conv.py", "--run", folder, "--layer", layer) == 2
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
@@ -299,10 +295,10 @@ def test_script_refuses_a_wrong_layer_and_writes_nothing(
 
 
 def test_script_says_that_the_released_variant_cuts_the_encoder_off(
-    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained_run(make_dataset, tmp_path, "released")
     before = files_in(folder)
-    run_erf(monkeypatch, "--run", folder, "--samples", 2)
+    assert call("erf_conv.py", "--run", folder, "--samples", 2) == 0
     assert files_in(folder) - before == outputs_of("front_end")
     assert "no gradient reaches the input" in capsys.readouterr().out

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.config import load_config
 from lib.errors import InputError
 from lib.files import save_json
-from lib.report_page import PAGE, forecasts_embedded, make_report, page_of
-from lib.reporting import Results, load_results
-from tests.conftest import Call
+from lib.report.page import forecasts_embedded, make_report, page_of
+from lib.report.results import Results, load_results
+from lib.run_folder import RunFolder
+from model.variants import VARIANTS
+from tests.conftest import Call, DatasetMaker
 from tests.test_figures import write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -54,21 +55,21 @@ class Elements(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = write_run(tmp_path_factory.mktemp("page"))
-    save_json(folder / "environment.json", {"command": ["run.py", "--x"], "packages": {"torch": "2"}, "seed": 0})
-    make_report(folder, load_config(folder / "settings.ini"))
+    save_json(folder.environment, {"command": ["run.py", "--x"], "packages": {"torch": "2"}, "seed": 0})
+    make_report(folder, folder.read_config(VARIANTS))
     return folder
 
 
 @pytest.fixture
-def results(run: Path) -> Results:
-    return load_results(run, load_config(run / "settings.ini"))
+def results(run: RunFolder) -> Results:
+    return load_results(run, run.read_config(VARIANTS))
 
 
 @pytest.fixture
-def page(run: Path) -> str:
-    return (run / PAGE).read_text()
+def page(run: RunFolder) -> str:
+    return run.page.read_text()
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:
@@ -84,15 +85,15 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     assert policy.startswith("default-src 'none'; img-src data:; ")
 
 
-def test_the_page_can_be_read_by_all(page: str, run: Path) -> None:
+def test_the_page_can_be_read_by_all(page: str, run: RunFolder) -> None:
     parsed = Elements(page)
     assert parsed.named("html") == [{"lang": "en"}]
-    assert "<title>DTG-LKNet on TINY: run</title>" in page
+    assert "<title>DTG-LKNet (paper) on TINY: run</title>" in page
     identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
     assert {str(link["href"])[1:] for link in parsed.named("a")} <= set(identifiers)
     images = parsed.named("img")
-    assert len(images) == len(list((run / "figures").glob("*.png")))
+    assert len(images) == len(list(run.figures.glob("*.png")))
     assert all(image["alt"] for image in images)
     assert parsed.named("noscript")
     assert "hidden" in next(item for item in parsed.named("div") if item.get("id") == "explorer")
@@ -111,28 +112,29 @@ def test_settings_environment_and_results_are_on_the_page(page: str, results: Re
         assert f"{entry['train_loss']:.4f}" in text
 
 
-def test_text_from_data_stays_text(results: Results, run: Path) -> None:
+def test_text_from_data_stays_text(results: Results, run: RunFolder) -> None:
     poisoned = replace(
         results,
-        folder=run.parent / "named <b> & 'x'",
+        folder=RunFolder(run.path.parent / "named <b> & 'x'"),
         config=replace(results.config, data=replace(results.config.data, adj_filename=Path(f"/{POISON}"))),
         metrics={
             **results.metrics,
             "dataset": POISON,
             "variant": POISON,
+            "label": POISON,
             "baselines": {POISON: results.metrics["test"]},
         },
         history=[{**entry, "stage": POISON} for entry in results.history],
         checkpoint={**results.checkpoint, "sensor_ids": [POISON] * 5},
     )
-    poisoned.folder.mkdir(exist_ok=True)
-    save_json(poisoned.folder / "environment.json", {POISON: POISON, "packages": {POISON: POISON}, "list": [POISON]})
-    figure = poisoned.folder / "figures" / "<i>.png"
+    poisoned.folder.path.mkdir(exist_ok=True)
+    save_json(poisoned.folder.environment, {POISON: POISON, "packages": {POISON: POISON}, "list": [POISON]})
+    figure = poisoned.folder.figures / "<i>.png"
     figure.parent.mkdir(exist_ok=True)
-    figure.write_bytes((run / "figures" / "kernels.png").read_bytes())
+    figure.write_bytes((run.figures / "kernels.png").read_bytes())
     page = page_of(poisoned, [figure], 1, 0)
     parsed = Elements(page)
-    harmless = Elements(page_of(results, [run / "figures" / "kernels.png"], 1, 0))
+    harmless = Elements(page_of(results, [run.figures / "kernels.png"], 1, 0))
     kinds = [{tag for tag, _ in of.elements} for of in (parsed, harmless)]
     assert kinds[0] == kinds[1]
     assert len(parsed.scripts) == len(harmless.scripts) == 2
@@ -143,7 +145,7 @@ def test_text_from_data_stays_text(results: Results, run: Path) -> None:
 
 
 def test_no_text_ends_the_embedded_data(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib.reporting.flow_unit", lambda _: "</script><script>alert(1)//")
+    monkeypatch.setattr("lib.report.results.flow_unit", lambda _: "</script><script>alert(1)//")
     parsed = Elements(page_of(results, [], 1, 0))
     assert len(parsed.scripts) == 2
     assert json.loads(parsed.scripts[0])["unit"] == "flow (</script><script>alert(1)//)"
@@ -174,7 +176,7 @@ def test_the_embedded_forecasts_are_the_saved_ones(page: str, results: Results) 
 def test_a_page_of_many_sensors_stays_small(
     values: int, sensors: list[int], results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lib.report_page.VALUES_EMBEDDED", values)
+    monkeypatch.setattr("lib.report.page.VALUES_EMBEDDED", values)
     results = replace(results, forecast=np.tile(results.forecast, (2, 1, 1)), target=np.tile(results.target, (2, 1, 1)))
     results = replace(results, label_starts=np.arange(len(results.target)))
     content = forecasts_embedded(results, 2, 0)
@@ -198,19 +200,53 @@ def test_four_digits_are_kept_whatever_the_unit(factor: float, results: Results)
 
 
 def test_the_page_is_rebuilt_identically_from_the_files(
-    run: Path, call: Call, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    (run / PAGE).unlink()
-    shutil.rmtree(run / "figures")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    run.page.unlink()
+    shutil.rmtree(run.figures)
     assert call("report.py", "--run", run) == 0
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    assert str(run / PAGE) in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert str(run.page) in capsys.readouterr().out
 
 
-def test_the_script_tells_what_is_wrong(run: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_killed_before_its_page_gets_it_from_the_same_command(
+    make_dataset: DatasetMaker,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_dataset(fine_tune_epochs=0, extra="max_batches = 1\n")
+    command = ("run.py", "--config", config, "--output", tmp_path / "out", "--seed", 1, 2)
+    first, second = (RunFolder(tmp_path / "out" / "TINY" / f"paper-seed{seed}") for seed in (1, 2))
+    half_written = first.figures / "kernels.png.4711.partial"
+
+    def killed_while_drawing(*_: object) -> None:
+        half_written.parent.mkdir()
+        half_written.write_bytes(b"half")
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lib.report.page.make_figures", killed_while_drawing)
+        assert call(*command) == 9
+    assert first.is_finished()
+    assert not first.page.exists()
+    assert not second.exists()
+    before = first.metrics.read_bytes()
+    capsys.readouterr()
+
+    assert call(*command) == 0
+    assert capsys.readouterr().out.count("epoch   1") == 1  # of the second seed
+    for folder in (first, second):
+        assert Elements(folder.page.read_text()).named("img")
+    assert first.metrics.read_bytes() == before
+    assert not list(first.path.rglob("*.partial"))
+
+
+def test_the_script_tells_what_is_wrong(run: RunFolder, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (("--run", run.with_name("none")), "settings.ini: found no such file"),
+        (("--run", run.path.with_name("none")), "none: found no run here (settings.ini is missing)"),
         (("--run", run, "--sensors", "7"), "--sensors: found 7, expected positions 0..4"),
         (("--run", run, "--first-day", "30"), "--first-day: found 30, expected 0..1"),
     ):
@@ -219,7 +255,7 @@ def test_the_script_tells_what_is_wrong(run: Path, call: Call, capsys: pytest.Ca
         assert message in shown
         assert shown.count("\n") == 1
     with pytest.raises(InputError, match=r"environment\.json: no such file"):
-        page_of(replace(load_results(run, load_config(run / "settings.ini")), folder=run / "figures"), [], 1, 0)
+        page_of(replace(load_results(run, run.read_config(VARIANTS)), folder=RunFolder(run.figures)), [], 1, 0)
 
 
 def opened_in_browser(path: Path, profile: Path) -> str:
@@ -240,8 +276,8 @@ def drawn_curves(dom: str) -> tuple[str | None, list[np.ndarray]]:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_draws_the_sensor_that_is_picked(run: Path, page: str, results: Results, tmp_path: Path) -> None:
-    dom = opened_in_browser(run / PAGE, tmp_path / "profile")
+def test_a_browser_draws_the_sensor_that_is_picked(run: RunFolder, page: str, results: Results, tmp_path: Path) -> None:
+    dom = opened_in_browser(run.page, tmp_path / "profile")
     assert Elements(dom).named("html") == [{"lang": "en", "data-explorer": "drawn"}]
     first = drawn_curves(dom)
 

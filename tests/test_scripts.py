@@ -14,6 +14,8 @@ from tests.conftest import Call, DatasetMaker, tiny_series
 
 SCRIPTS = ("PrepareData.py", "create_dtw.py", "run.py")
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -110,9 +112,6 @@ def test_resuming_a_finished_run_gives_its_results_again(
     assert "--resume: found --seed too, expected the run's own settings alone" in capsys.readouterr().err
     assert call("run.py", "--resume", folder.parent / "once") == 2
     assert "found no run here (settings.ini is missing) (did you mean 'one'?)" in capsys.readouterr().err
-
-
-pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -241,9 +240,25 @@ def test_several_seeds_make_a_run_each_and_go_on_where_they_stopped(
     start = ("run.py", "--config", config, "--output", tmp_path / "out", "--set", "Training.max_batches=2", "--seed")
     assert call(*start, "3", "4") == 0
     runs = tmp_path / "out" / "TINY"
-    assert {path.name for path in runs.iterdir()} == {"described-seed3", "described-seed4"}
-    assert [load_json(runs / f"described-seed{seed}" / "metrics.json")["seed"] for seed in (3, 4)] == [3, 4]
+    assert {path.name for path in runs.iterdir()} == {"paper-seed3", "paper-seed4"}
+    assert [load_json(runs / f"paper-seed{seed}" / "metrics.json")["seed"] for seed in (3, 4)] == [3, 4]
     capsys.readouterr()
     assert call(*start, "3", "4", "5") == 0
     assert capsys.readouterr().out.count("epoch   1") == 1
     assert call(*start, "3", "x") == 2
+
+
+def test_recipes_and_seeds_make_a_run_each_with_both_in_its_name(
+    make_dataset: DatasetMaker, call: Call, tmp_path: Path
+) -> None:
+    start = ("run.py", "--config", make_dataset(), "--output", tmp_path / "out", "--epochs", 1, "--fine-tune-epochs", 0)
+    small = [f"--set=Training.{change}" for change in ("max_batches=1", "d_model=8", "num_layers=1", "nb_head=2")]
+    assert call(*start, *small, "--recipe", "released", "stid", "--seed", 1, 2) == 0
+    assert call(*start, *small, "--recipe", "released", "stid", "--name", "short") == 0
+    assert call(*start, *small, "--recipe", "stid", "--seed", 1, 2, "--name", "one") == 0
+    runs = tmp_path / "out" / "TINY"
+    variants = {path.name: load_json(path / "metrics.json")["variant"] for path in runs.iterdir()}
+    assert variants == {
+        **{"released-seed1": "released", "released-seed2": "released", "stid-seed1": "stid", "stid-seed2": "stid"},
+        **{"short-released-seed0": "released", "short-stid-seed0": "stid", "one-seed1": "stid", "one-seed2": "stid"},
+    }

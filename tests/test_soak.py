@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.config import load_config
-from lib.experiments import start_experiment
-from model.build import build_model
-from tests.conftest import DatasetMaker
+from lib.runs import start_run
+from tests.conftest import DatasetMaker, load
 
 EPOCHS = 150
 # Growth in the second half of a stage: less than a copy of the tiny model an epoch, in any of the three.
@@ -48,8 +46,8 @@ def memory_in_use(device: torch.device) -> tuple[int, int, int]:
 @pytest.mark.skipif(MALLINFO is None, reason="needs glibc's mallinfo2")
 def test_memory_is_flat_over_many_epochs(make_dataset: DatasetMaker, tmp_path: Path) -> None:
     settings = ["Training.max_batches=2", "Training.dropout=0.1", "Runtime.checkpoint_minutes=1e-9"]
-    config = load_config(make_dataset(epochs=EPOCHS // 2, fine_tune_epochs=EPOCHS // 2), settings)
-    trainer = start_experiment(config, tmp_path / "out", "soak", build_model).trainer
+    config = load(make_dataset(epochs=EPOCHS // 2, fine_tune_epochs=EPOCHS // 2), settings)
+    trainer = start_run(config, tmp_path / "out", "soak").trainer
     report, used = trainer.report, []
 
     def measured(history: list[dict[str, Any]]) -> None:

@@ -10,60 +10,54 @@ import numpy as np
 import pytest
 import torch
 
-from lib.checkpoints import BEST, LAST, load_checkpoint, save_checkpoint
-from lib.config import Config, load_config
-from lib.data import Batch
+from lib.checkpoints import load_checkpoint, save_checkpoint
+from lib.config import Config
+from lib.data.preparing import prepared_for
+from lib.data.windows import Batch
 from lib.diagnostics import largest_activations
 from lib.errors import InputError
-from lib.experiments import Experiment, finish_experiment, open_run, resume_experiment, start_experiment
-from lib.files import load_json
+from lib.interface import Graphs, Inputs, Sizes
 from lib.metrics import ForecastErrors
-from lib.preparation import prepared_for
-from lib.reporting import read_log
-from lib.training import Trainer, evaluate
-from model.build import build_model, restore_model
-from tests.conftest import REAL_DATA, DatasetMaker
-
-pytestmark = pytest.mark.usefixtures("no_figures")
+from lib.run_folder import RunFolder
+from lib.runs import TrainingRun, finish_run, open_run, resume_run, start_run
+from lib.training import evaluate
+from model.variants import VARIANTS
+from tests.conftest import REAL_DATA, DatasetMaker, load, make_network
 
 
-def start(config: Config, root: Path, name: str = "run") -> Experiment:
-    return start_experiment(config, root, name, build_model)
+def run(config: Config, root: Path, name: str = "run") -> RunFolder:
+    started = start_run(config, root, name)
+    finish_run(started)
+    return started.folder
 
 
-def run(config: Config, root: Path, name: str = "run") -> Path:
-    experiment = start(config, root, name)
-    finish_experiment(experiment)
-    return experiment.folder
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)["weights"]
 
 
-def weights_of(folder: Path, name: str = LAST) -> dict[str, torch.Tensor]:
-    return load_checkpoint(folder / name)["weights"]
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    for name in (LAST, BEST):
-        ones, others = weights_of(first, name), weights_of(second, name)
+def assert_same_weights(first: RunFolder, second: RunFolder) -> None:
+    for one, other in ((first.last, second.last), (first.best, second.best)):
+        ones, others = weights_of(one), weights_of(other)
+        assert list(ones) == list(others)
         assert all(torch.equal(ones[key], others[key]) for key in ones)
 
 
 def test_reported_metrics_are_those_of_the_saved_forecasts(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset())
+    config = load(make_dataset())
     folder = run(config, tmp_path / "out")
-    with np.load(folder / "predictions.npz", allow_pickle=False) as archive:
-        predictions = {name: archive[name] for name in archive.files}
+    predictions = folder.read_predictions()
     prepared = prepared_for(config)
     for sample, start in enumerate(predictions["label_starts"]):
         np.testing.assert_array_equal(predictions["target"][sample].T, prepared.flow[start : start + 3])
     errors = ForecastErrors.zero(3)
     errors.update(torch.from_numpy(predictions["forecast"]), torch.from_numpy(predictions["target"]))
-    reported = load_json(folder / "metrics.json")["test"]
+    reported = folder.read_metrics()["test"]
     assert reported["overall"] == pytest.approx(errors.overall(), rel=1e-6)
-    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    header, *rows = folder.metrics_table.read_text().splitlines()
     assert header.split(",")[:3] == ["forecast", "horizon", "mae"]
     assert float(rows[3].split(",")[2]) == reported["overall"]["mae"]
 
-    opened = open_run(folder, restore_model, "cpu")
+    opened = open_run(folder, VARIANTS, "cpu")
     again = evaluate(opened.model, opened.windows, predictions["label_starts"], 7, "", keep_forecast=True)
     np.testing.assert_allclose(again.forecast, predictions["forecast"], atol=1e-3)
     assert again.errors.overall() == pytest.approx(reported["overall"], rel=1e-5)
@@ -71,16 +65,16 @@ def test_reported_metrics_are_those_of_the_saved_forecasts(make_dataset: Dataset
 
 def test_the_same_seed_gives_the_same_metrics_to_the_bit(make_dataset: DatasetMaker, tmp_path: Path) -> None:
     path = make_dataset(extra="seed = 3\n")
-    folders = [run(load_config(path), tmp_path / "out", name) for name in ("first", "second")]
-    assert len({(folder / "metrics.json").read_bytes() for folder in folders}) == 1
+    folders = [run(load(path), tmp_path / "out", name) for name in ("first", "second")]
+    assert len({folder.metrics.read_bytes() for folder in folders}) == 1
     assert_same_weights(*folders)
-    other = run(load_config(path, ["Training.seed=4"]), tmp_path / "out", "third")
-    assert (other / "metrics.json").read_bytes() != (folders[0] / "metrics.json").read_bytes()
+    other = run(load(path, ["Training.seed=4"]), tmp_path / "out", "third")
+    assert other.metrics.read_bytes() != folders[0].metrics.read_bytes()
 
 
-def kill_in_step(experiment: Experiment, last_step: int) -> None:
-    """Run the experiment to its end, or until so many steps of the optimiser are done, like a kill in the next one."""
-    step, steps = experiment.trainer._step, iter(range(last_step))
+def kill_in_step(run: TrainingRun, last_step: int) -> None:
+    """Take the run to its end, or until so many steps of the optimiser are done, like a kill in the next one."""
+    step, steps = run.trainer._step, iter(range(last_step))
 
     def step_until_killed(stage: Any, batch: Any) -> torch.Tensor:
         if next(steps, None) is None:
@@ -88,27 +82,27 @@ def kill_in_step(experiment: Experiment, last_step: int) -> None:
         return step(stage, batch)
 
     with pytest.MonkeyPatch.context() as patched, contextlib.suppress(SystemExit):
-        patched.setattr(experiment.trainer, "_step", step_until_killed)
-        finish_experiment(experiment)
+        patched.setattr(run.trainer, "_step", step_until_killed)
+        finish_run(run)
 
 
-def assert_same_runs(whole: Path, resumed: Path) -> None:
+def assert_same_runs(whole: RunFolder, resumed: RunFolder) -> None:
     assert_same_weights(whole, resumed)
-    assert (whole / "metrics.json").read_bytes() == (resumed / "metrics.json").read_bytes()
-    timeless = [[{**entry, "seconds": 0} for entry in read_log(path)] for path in (whole, resumed)]
+    assert whole.metrics.read_bytes() == resumed.metrics.read_bytes()
+    timeless = [[{**entry, "seconds": 0} for entry in folder.read_log()] for folder in (whole, resumed)]
     assert timeless[0] == timeless[1]
 
 
 def test_resuming_equals_not_stopping(make_dataset: DatasetMaker, tmp_path: Path) -> None:
     settings = ["Training.dropout=0.2", "Training.max_batches=3", "Runtime.checkpoint_minutes=1e-9"]
-    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1), settings)
+    config = load(make_dataset(epochs=2, fine_tune_epochs=1), settings)
     whole = run(config, tmp_path / "out", "whole")
     for last_step in range(10):  # before the first step, within and between the epochs of both stages, at the end
-        killed = start(config, tmp_path / "out", f"killed-{last_step}")
+        killed = start_run(config, tmp_path / "out", f"killed-{last_step}")
         kill_in_step(killed, last_step)
-        resumed = resume_experiment(killed.folder, restore_model, None)
+        resumed = resume_run(killed.folder, VARIANTS, None)
         assert resumed.config == config
-        finish_experiment(resumed)
+        finish_run(resumed)
         assert_same_runs(whole, resumed.folder)
 
 
@@ -117,65 +111,82 @@ def test_resuming_equals_not_stopping(make_dataset: DatasetMaker, tmp_path: Path
     [
         [],  # checkpoints by epoch
         [
-            *("Model.variant=enhanced", "Training.dropout=0.2", "Training.schedule=cosine"),
+            *("Model.variant=residual", "Training.dropout=0.2", "Training.schedule=cosine"),
             *("Training.weight_decay=0.1", "Runtime.micro_batch=5", "Runtime.gradient_checkpointing=on"),
             *("Runtime.precision=bf16", "Runtime.data=host", "Runtime.checkpoint_minutes=1e-9"),
-            "Training.early_samples=on",
+            *("Training.padded_history=on", "Training.loss=huber"),
         ],
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_the_same(
     make_dataset: DatasetMaker, tmp_path: Path, settings: list[str]
 ) -> None:
-    config = load_config(make_dataset(epochs=1, fine_tune_epochs=1), ["Training.max_batches=4", *settings])
+    config = load(make_dataset(epochs=1, fine_tune_epochs=1), ["Training.max_batches=4", *settings])
     whole = run(config, tmp_path / "out", "whole")
-    experiment = start(config, tmp_path / "out", "killed")
+    stopped = start_run(config, tmp_path / "out", "killed")
     for last_step in (2, 5, 1, 9):
-        kill_in_step(experiment, last_step)
-        experiment = resume_experiment(experiment.folder, restore_model, None)
-    finish_experiment(experiment)
-    assert_same_runs(whole, experiment.folder)
+        kill_in_step(stopped, last_step)
+        stopped = resume_run(stopped.folder, VARIANTS, None)
+    finish_run(stopped)
+    assert_same_runs(whole, stopped.folder)
+
+
+def test_files_that_a_kill_left_half_written_are_gone_after_resuming(
+    make_dataset: DatasetMaker, tmp_path: Path
+) -> None:
+    folder = start_run(load(make_dataset()), tmp_path / "out", "killed").folder
+    half_written = [folder.path / "last.pt.4711.partial", folder.figures / "kernels.png.4711.partial"]
+    for path in half_written:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    before = folder.last.read_bytes()
+    resume_run(folder, VARIANTS, None)
+    assert not any(path.exists() for path in half_written)
+    assert folder.last.read_bytes() == before
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=1, fine_tune_epochs=0), ["Training.max_batches=4"])
+    config = load(make_dataset(epochs=1, fine_tune_epochs=0), ["Training.max_batches=4"])
     whole = run(config, tmp_path / "out", "whole")
-    experiment = start(config, tmp_path / "out", "interrupted")
-    step = experiment.trainer._step
+    stopped = start_run(config, tmp_path / "out", "interrupted")
+    step = stopped.trainer._step
 
     def interrupted_step(stage: Any, batch: Any) -> torch.Tensor:
-        if experiment.trainer.progress.batch == 1:
+        if stopped.trainer.progress.batch == 1:
             signal.raise_signal(signal.SIGINT)
         return step(stage, batch)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiment.trainer, "_step", interrupted_step)
+        patched.setattr(stopped.trainer, "_step", interrupted_step)
         with pytest.raises(KeyboardInterrupt, match=r"go on with: .* --resume"):
-            finish_experiment(experiment)
-    resumed = resume_experiment(experiment.folder, restore_model, None)
+            finish_run(stopped)
+    resumed = resume_run(stopped.folder, VARIANTS, None)
     assert resumed.trainer.progress.batch == 2
-    finish_experiment(resumed)
+    finish_run(resumed)
     assert_same_runs(whole, resumed.folder)
 
 
 def test_a_run_is_there_whole_or_not(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset())
+    config = load(make_dataset())
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patched.setattr("lib.runs.save_checkpoint", fail)
         with pytest.raises(InputError, match="cannot be made: No space left on device"):
-            start(config, tmp_path / "out")
+            start_run(config, tmp_path / "out", "run")
     assert list((tmp_path / "out" / "TINY").iterdir()) == []
-    start(config, tmp_path / "out")
+    start_run(config, tmp_path / "out", "run")
     with pytest.MonkeyPatch.context() as patched:  # before anything takes time
-        patched.setattr("lib.experiments.prepared_for", lambda _: pytest.fail("the name is taken"))
+        patched.setattr("lib.runs.prepared_for", lambda _: pytest.fail("the name is taken"))
         with pytest.raises(InputError, match="found a run in"):
-            start(config, tmp_path / "out")
+            start_run(config, tmp_path / "out", "run")
 
 
 def test_the_second_stage_starts_from_the_best_weights_of_the_first(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1))
-    experiment = start(config, tmp_path / "out")
-    trainer, folder = experiment.trainer, experiment.folder
+    config = load(make_dataset(epochs=2, fine_tune_epochs=1))
+    trainer = start_run(config, tmp_path / "out", "run").trainer
     losses = iter([0.5, 0.9, 0.7])  # the second epoch is worse, and so is the third
     snapshots: list[dict[str, torch.Tensor]] = []
     step = trainer._step
@@ -190,15 +201,15 @@ def test_the_second_stage_starts_from_the_best_weights_of_the_first(make_dataset
         patched.setattr(trainer, "_step", remember)
         trainer.fit()
     batches = len(snapshots) // 3
-    best = weights_of(folder, BEST)
+    best = weights_of(trainer.folder.best)
     assert [entry["best"] for entry in trainer.progress.history] == [True, False, False]
     assert all(torch.equal(best[key], snapshots[batches][key]) for key in best)  # after epoch 1
     assert all(torch.equal(best[key], snapshots[2 * batches][key]) for key in best)  # where stage 2 starts
 
 
 def test_a_cosine_falls_within_each_stage(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=2, fine_tune_epochs=1), ["Training.schedule=cosine"])
-    trainer = start(config, tmp_path / "out").trainer
+    config = load(make_dataset(epochs=2, fine_tune_epochs=1), ["Training.schedule=cosine"])
+    trainer = start_run(config, tmp_path / "out", "run").trainer
     step, rates = trainer._step, []
 
     def remember(*arguments: Any) -> torch.Tensor:
@@ -217,8 +228,8 @@ def test_a_cosine_falls_within_each_stage(make_dataset: DatasetMaker, tmp_path: 
 
 
 def test_patience_ends_a_stage(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(epochs=9, fine_tune_epochs=9, extra="patience = 2\n"))
-    trainer = start(config, tmp_path / "out").trainer
+    config = load(make_dataset(epochs=9, fine_tune_epochs=9, extra="patience = 2\n"))
+    trainer = start_run(config, tmp_path / "out", "run").trainer
     evaluation = evaluate(trainer.model, trainer.windows, trainer.label_starts["val"], 16, "")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("lib.training.evaluate", lambda *_: evaluation)
@@ -228,8 +239,8 @@ def test_patience_ends_a_stage(make_dataset: DatasetMaker, tmp_path: Path) -> No
 
 def test_max_batches_caps_an_epoch_and_clipping_caps_the_gradient(make_dataset: DatasetMaker, tmp_path: Path) -> None:
     settings = ["Training.max_batches=2", "Training.clip_grad_norm=1e-6"]
-    config = load_config(make_dataset(epochs=1, fine_tune_epochs=0), settings)
-    trainer = start(config, tmp_path / "out").trainer
+    config = load(make_dataset(epochs=1, fine_tune_epochs=0), settings)
+    trainer = start_run(config, tmp_path / "out", "run").trainer
     norms = []
     step = trainer.optimizer.step
 
@@ -244,7 +255,7 @@ def test_max_batches_caps_an_epoch_and_clipping_caps_the_gradient(make_dataset: 
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    trainer = start(load_config(make_dataset()), tmp_path / "out").trainer
+    trainer = start_run(load(make_dataset()), tmp_path / "out", "run").trainer
     starts = trainer.label_starts["val"]
     evaluations = [evaluate(trainer.model, trainer.windows, starts, size, "") for size in (1, 7, 1000)]
     assert evaluations[1].loss == pytest.approx(evaluations[0].loss, rel=1e-5)
@@ -252,8 +263,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(make_dataset: DatasetMaker
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_batch(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    trainer = start(load_config(make_dataset(epochs=3)), tmp_path / "out").trainer
-    before = (trainer.folder / LAST).read_bytes()
+    trainer = start_run(load(make_dataset(epochs=3)), tmp_path / "out", "run").trainer
+    before = trainer.folder.last.read_bytes()
     step, seen = trainer._step, []
 
     def poisoned_step(stage: Any, batch: Any) -> torch.Tensor:
@@ -270,17 +281,17 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_batch(make_dataset: Data
     assert re.search(
         r"label starts (\d+ ){8}\.\.\.; largest activations with the weights of .*last\.pt: \S+ \d", message
     )
-    assert (trainer.folder / LAST).read_bytes() == before
+    assert trainer.folder.last.read_bytes() == before
 
 
 def test_the_largest_activation_is_found_by_module() -> None:
-    model = build_model(
-        *[torch.eye(3, dtype=torch.bool)] * 2, torch.randn(3, 4), variant="described",
-        input_steps=8, horizon=2, patch_len=4, channels=8, layers=1, heads=2,
-    )  # fmt: skip
+    graphs = Graphs(*[torch.eye(3, dtype=torch.bool)] * 2, torch.randn(3, 4))
+    sizes = Sizes(steps_per_hour=4, weeks=0, days=0, hours=2, horizon=2, channels=8, layers=1, heads=2)
+    model = make_network("paper", graphs, sizes)
     with torch.no_grad():
         model.encoder[0].temporal.value.bias.fill_(1e6)
-    batch = Batch(torch.randn(2, 3, 8), torch.randn(2, 3), torch.randn(2, 3, 2), torch.randn(2, 3, 2), torch.zeros(2))
+    inputs = Inputs(torch.randn(2, 3, 8), torch.randn(2, 3), torch.zeros(2))
+    batch = Batch(inputs, torch.randn(2, 3, 2), torch.randn(2, 3, 2))
     (name, value), *_ = largest_activations(model.eval(), batch)
     assert name.startswith("encoder.0.temporal")
     assert value > 1e5
@@ -288,28 +299,30 @@ def test_the_largest_activation_is_found_by_module() -> None:
 
 
 def test_a_run_of_another_series_is_refused(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset())
+    config = load(make_dataset())
     folder = run(config, tmp_path / "out")
     path = config.data.graph_signal_matrix_filename
     with np.load(path) as archive:
         data = archive["data"]
     np.savez(path, data=data + 1)
     with pytest.raises(InputError, match=r"found another series than .* was trained on"):
-        open_run(folder, restore_model, "cpu")
+        open_run(folder, VARIANTS, "cpu")
 
 
-@pytest.mark.parametrize("known", ["another", "none"])
-def test_a_run_of_another_rule_of_the_usual_is_refused(known: str, make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    config = load_config(make_dataset(), ["Model.variant=perceptron", "Data.start=2024-03-04"])
+@pytest.mark.parametrize("kept", ["another", "none"])
+def test_a_run_with_another_historical_profile_is_refused(
+    kept: str, make_dataset: DatasetMaker, tmp_path: Path
+) -> None:
+    config = load(make_dataset(), ["Model.variant=residual_mlp", "Data.start=2024-03-04"])
     folder = run(config, tmp_path / "out")
-    for name in ("best.pt", "last.pt"):
-        checkpoint = load_checkpoint(folder / name)
-        checkpoint["usual_week"] = checkpoint["usual_week"] * 1.01 if known == "another" else None
-        save_checkpoint(folder / name, checkpoint)
-    with pytest.raises(InputError, match=r"best\.pt: found another rule of what is usual"):
-        open_run(folder, restore_model, "cpu")
-    with pytest.raises(InputError, match=r"last\.pt: found another rule of what is usual"):
-        resume_experiment(folder, restore_model, None)
+    for path in (folder.best, folder.last):
+        checkpoint = load_checkpoint(path)
+        checkpoint["profile_week"] = checkpoint["profile_week"] * 1.01 if kept == "another" else None
+        save_checkpoint(path, checkpoint)
+    with pytest.raises(InputError, match=r"best\.pt: found the historical profile of an earlier version"):
+        open_run(folder, VARIANTS, "cpu")
+    with pytest.raises(InputError, match=r"last\.pt: found the historical profile of an earlier version"):
+        resume_run(folder, VARIANTS, None)
 
 
 def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
@@ -323,7 +336,7 @@ def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read as a checkpoint of tensors and plain values"):
         load_checkpoint(path)
     torch.save({"format": 0}, path)
-    with pytest.raises(InputError, match="found checkpoint format 0, expected 1"):
+    with pytest.raises(InputError, match="found checkpoint format 0, expected 2"):
         load_checkpoint(path)
 
 
@@ -334,6 +347,6 @@ def test_a_short_training_on_real_traffic_beats_the_last_value(make_dataset: Dat
     path = make_dataset(data, "YINCHUAN", days=3, hours=9, horizon=12, points_per_hour=12, fine_tune_epochs=2)
     links = (REAL_DATA / "YINCHUAN" / "YINCHUAN.csv").read_text()
     (tmp_path / "YINCHUAN" / "YINCHUAN.csv").write_text(links)
-    config = load_config(path, ["Training.d_model=16", "Training.learning_rate=0.01"])
-    metrics = load_json(run(config, tmp_path / "out") / "metrics.json")
+    config = load(path, ["Training.d_model=16", "Training.learning_rate=0.01"])
+    metrics = run(config, tmp_path / "out").read_metrics()
     assert metrics["test"]["overall"]["mae"] < metrics["baselines"]["last value"]["overall"]["mae"]

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from lib.checkpoints import BEST, LAST
-from lib.config import load_config
 from lib.errors import InputError
-from lib.experiments import SETTINGS, run_name, start_experiment
-from model.build import build_model
-from tests.conftest import Call, DatasetMaker
+from lib.run_folder import check_run_name
+from lib.runs import start_run
+from tests.conftest import Call, DatasetMaker, load
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -52,16 +50,16 @@ def written() -> Iterator[list[Path]]:
 def test_the_name_of_a_data_set_is_no_path(name: str, make_dataset: DatasetMaker) -> None:
     path = make_dataset()
     with pytest.raises(InputError, match=r"dataset_name=.*: found '.*', expected letters, digits"):
-        load_config(path, [f"Data.dataset_name={name}"])
+        load(path, [f"Data.dataset_name={name}"])
     path.write_text(path.read_text().replace("dataset_name = TINY", f"dataset_name = {name}"))
     with pytest.raises(InputError, match=r"TINY\.conf \[Data\] dataset_name: found '.*', expected letters, digits"):
-        load_config(path)
+        load(path)
 
 
 @pytest.mark.parametrize("name", NOT_NAMES)
-def test_the_name_of_a_run_is_no_path(name: str, make_dataset: DatasetMaker) -> None:
+def test_the_name_of_a_run_is_no_path(name: str) -> None:
     with pytest.raises(InputError, match=r"--name: found '.*', expected a name without '/'"):
-        run_name(load_config(make_dataset()), name)
+        check_run_name(name)
 
 
 def test_all_scripts_write_into_the_folders_of_run_and_series_only(
@@ -81,21 +79,22 @@ def test_all_scripts_write_into_the_folders_of_run_and_series_only(
     allowed = {tmp_path, run.parent.parent, run.parent, forecast.with_name(f"next.csv.{os.getpid()}.partial"), forecast}
     assert {path for path in written if not any(map(path.is_relative_to, folders))} - allowed == set()
     names = {path.name.partition(f".{os.getpid()}")[0] for path in written}
-    assert names > {"TINY_w0d1h2p3.npz", "TINY_dtw.npy", "TINY_dtw.json", LAST, BEST, "metrics.json", "next.csv"}
+    of_series = {"TINY_w0d1h2p3.npz", "TINY_dtw.npy", "TINY_dtw.json"}
+    assert names > of_series | {"last.pt", "best.pt", "metrics.json", "next.csv"}
 
 
 def test_a_checkpoint_from_elsewhere_directs_no_write(
     make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config(make_dataset(fine_tune_epochs=0, extra="max_batches = 1\n"))
-    folder = start_experiment(config, tmp_path / "out", "one", build_model).folder
+    config = load(make_dataset(fine_tune_epochs=0, extra="max_batches = 1\n"))
+    folder = start_run(config, tmp_path / "out", "one").folder
     victim = tmp_path / "victim"
     shutil.copytree(tmp_path / "TINY", victim)
-    for name in (BEST, LAST):
-        checkpoint = torch.load(folder / LAST, weights_only=True)
+    for path in (folder.best, folder.last):
+        checkpoint = torch.load(folder.last, weights_only=True)
         checkpoint["settings"] = checkpoint["settings"].replace(f"{tmp_path}/TINY/", f"{victim}/")
         assert str(victim) in checkpoint["settings"]
-        torch.save(checkpoint, folder / name)
+        torch.save(checkpoint, path)
     (victim / config.prepared_path.name).write_bytes(b"stale")
     before = snapshot(victim)
 
@@ -107,13 +106,13 @@ def test_a_checkpoint_from_elsewhere_directs_no_write(
     capsys.readouterr()
     for name in ("../victim/TINY", f"{victim}/TINY"):
         checkpoint["settings"] = config.to_ini().replace("dataset_name = TINY", f"dataset_name = {name}")
-        torch.save(checkpoint, folder / BEST)
-        (folder / SETTINGS).write_text(checkpoint["settings"])
+        torch.save(checkpoint, folder.best)
+        folder.settings.write_text(checkpoint["settings"])
         assert call("predict.py", "--run", folder, "--input", series, "--output", tmp_path / "other.csv") == 2
         assert call("run.py", "--resume", folder) == 2
         lines = capsys.readouterr().err.splitlines()
         assert [line.partition(": found")[0] for line in lines] == [
-            f"error: {folder / place} [Data] dataset_name" for place in (BEST, SETTINGS)
+            f"error: {place} [Data] dataset_name" for place in (folder.best, folder.settings)
         ]
     assert snapshot(victim) == before
     assert not (tmp_path / "other.csv").exists()
@@ -126,21 +125,19 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 def test_a_run_that_cannot_be_exported_is_told_before_it_is_resumed(
     make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config(make_dataset(), ["Model.variant=stid"])
-    folder = start_experiment(config, tmp_path / "out", "one", build_model).folder
-    before = snapshot(folder)
+    config = load(make_dataset(), ["Model.variant=stid"])
+    folder = start_run(config, tmp_path / "out", "one").folder
+    before = snapshot(folder.path)
     capsys.readouterr()
     assert call("run.py", "--resume", folder, "--export", tmp_path / "epoch50") == 2
-    assert capsys.readouterr().err.startswith("error: --export: found variant stid, expected described or released")
-    assert snapshot(folder) == before
+    assert capsys.readouterr().err.startswith("error: --export: found variant stid, expected paper or released")
+    assert snapshot(folder.path) == before
 
 
 def test_the_best_weights_of_a_run_are_exported_where_new_folders_are_needed(
     make_dataset: DatasetMaker, call: Call, tmp_path: Path
 ) -> None:
-    config, target = (
-        make_dataset(fine_tune_epochs=0, extra="max_batches = 1\n"),
-        tmp_path / "new" / "folder" / "epoch50",
-    )
+    config = make_dataset(fine_tune_epochs=0, extra="max_batches = 1\n")
+    target = tmp_path / "new" / "folder" / "epoch50"
     assert call("run.py", "--config", config, "--output", tmp_path / "out", "--export", target) == 0
     assert len(torch.load(target, weights_only=True)) > 10

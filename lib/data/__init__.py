@@ -1,0 +1,1 @@
+"""From files to samples: series, windows, prepared files, sensor tables, graphs."""

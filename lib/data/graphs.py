@@ -1,0 +1,378 @@
+"""The graphs of the road network: links read from a file, the two attention masks, and the Laplacian encoding.
+
+Masks are boolean (N, N), True where the row's sensor may attend to the column's. Distances between sensors come from
+`lib.data.dtw`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components, shortest_path
+
+from lib.errors import InputError, nearest
+from lib.interface import Graphs
+
+SimilarityRule = Literal["nearest", "gaussian", "released", "full"]
+TopologyRule = Literal["hops", "full"]
+EncodingRule = Literal["symmetric", "released"]
+
+HEADERS = (["from", "to", "cost"], ["from", "to", "distance"])
+FAULTS_SHOWN = 5
+LONGEST_SHOWN = 60  # characters of a faulty text
+EQUAL = 1e-6  # magnitudes that differ by less, relatively, are equal but for rounding
+
+Positions = dict[int, int] | range  # position of each sensor, by its id; a range is the identity
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """The road links between sensors, undirected.
+
+    Attributes:
+        pairs: positions of the linked sensors (E, 2), unique, `from` < `to`, sorted.
+        self_links: rows dropped because they link a sensor to itself.
+        duplicates: rows dropped because they repeat a link, in either direction.
+        reversed_duplicates: those of the duplicates that give the other direction of a link, as a directed file does.
+        sensor_ids: the id of each sensor in order, when the file speaks of ids and not of positions.
+    """
+
+    pairs: NDArray[np.int64]
+    self_links: int
+    duplicates: int
+    reversed_duplicates: int
+    sensor_ids: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class SensorGraphs:
+    """The graphs of a road network, as arrays.
+
+    Attributes:
+        similarity: allowed attention between sensors that behave alike (N, N).
+        topology: allowed attention between sensors near each other on the road (N, N).
+        laplacian_encoding: position of each sensor in the road graph (N, C).
+        links: the road links.
+    """
+
+    similarity: NDArray[np.bool_]
+    topology: NDArray[np.bool_]
+    laplacian_encoding: NDArray[np.float32]
+    links: Links
+
+    def tensors(self, autoregression: NDArray[np.float32] | None = None) -> Graphs:
+        """Return what a network is built from, perhaps with the coefficients (lags, N, N) of an autoregression."""
+        return Graphs(
+            torch.from_numpy(self.similarity),
+            torch.from_numpy(self.topology),
+            torch.from_numpy(self.laplacian_encoding),
+            None if autoregression is None else torch.from_numpy(autoregression),
+        )
+
+    def summary(self) -> str:
+        """Return one line on the graphs: sizes, components, densities of the masks, rows dropped."""
+        num_nodes = len(self.similarity)
+        components, _ = connected_components(adjacency_matrix(self.links, num_nodes), directed=False)
+        isolated = num_nodes - len(np.unique(self.links.pairs))
+        return (
+            f"{num_nodes} sensors ({isolated} isolated), {len(self.links.pairs)} links, components: {components}; "
+            f"allowed by similarity {self.similarity.mean():.1%}, by topology {self.topology.mean():.1%}; "
+            f"rows dropped: {self.links.self_links} self-links, {self.links.duplicates} duplicates "
+            f"({self.links.reversed_duplicates} of them reversed)"
+        )
+
+
+def build_graphs(
+    links: Links,
+    distance: NDArray[np.float64],
+    num_nodes: int,
+    encoding_dimension: int,
+    similarity: SimilarityRule = "nearest",
+    neighbours: int = 10,
+    gaussian_threshold: float = 0.5,
+    topology: TopologyRule = "hops",
+    hops: int = 5,
+    encoding: EncodingRule = "symmetric",
+) -> SensorGraphs:
+    """Build the masks and the encoding of a network.
+
+    Args:
+        links: the road links.
+        distance: DTW distances (N, N).
+        num_nodes: number of sensors N.
+        encoding_dimension: columns C of the Laplacian encoding.
+        similarity: rule of the similarity mask.
+        neighbours: most similar sensors allowed, under `nearest`.
+        gaussian_threshold: least similarity allowed, under `gaussian`.
+        topology: rule of the topology mask.
+        hops: sensors at this many hops and beyond are not allowed by the topology mask, under `hops`.
+        encoding: normalisation of the Laplacian.
+
+    Raises:
+        InputError: a rule is unknown, the distances are of another network, or a mask leaves a sensor nothing to
+            attend to.
+    """
+    if distance.shape != (num_nodes, num_nodes):
+        raise InputError(f"DTW distances: found shape {distance.shape}, expected {(num_nodes, num_nodes)}")
+    for key, rule, rules in (
+        ("similarity rule", similarity, get_args(SimilarityRule)),
+        ("topology rule", topology, get_args(TopologyRule)),
+        ("encoding rule", encoding, get_args(EncodingRule)),
+    ):
+        if rule not in rules:
+            raise InputError(f"{key}: found '{rule}', expected one of {', '.join(rules)}{nearest(rule, rules)}")
+    if similarity == "nearest":
+        similarity_mask = similarity_mask_nearest(distance, neighbours)
+    elif similarity == "gaussian":
+        similarity_mask = similarity_mask_gaussian(distance, gaussian_threshold)
+    elif similarity == "released":
+        similarity_mask = released_similarity_mask(distance)
+    else:
+        similarity_mask = full_mask(num_nodes)
+    adjacency = adjacency_matrix(links, num_nodes)
+    road_mask = topology_mask(hop_distances(adjacency), hops) if topology == "hops" else full_mask(num_nodes)
+    for name, mask in (
+        (f"similarity mask under the rule '{similarity}'", similarity_mask),
+        ("topology mask", road_mask),
+    ):
+        # Only the released rule and hops < 1 can do this; a softmax over nothing would be NaN.
+        alone = np.flatnonzero(~mask.any(axis=1))
+        if len(alone):
+            raise InputError(f"{name}: found no sensor that sensor {alone[0]} may attend to, expected at least one")
+    encode = laplacian_encoding if encoding == "symmetric" else released_laplacian_encoding
+    return SensorGraphs(similarity_mask, road_mask, encode(adjacency, encoding_dimension), links)
+
+
+def read_links(
+    path: Path, num_nodes: int, id_filename: Path | None = None, sensor_ids: tuple[int, ...] | None = None
+) -> Links:
+    """Read a csv of road links, `from,to,cost` or `from,to,distance`, one link a row.
+
+    The cost is checked to be a number and not used further: the graphs count hops.
+
+    Args:
+        path: the csv.
+        num_nodes: number of sensors N; without ids, a sensor is a position 0..N-1.
+        id_filename: file whose i-th line is the id of sensor i; when given, the csv speaks of ids.
+        sensor_ids: (N,) the ids themselves, where `id_filename` is another file that they were read from.
+
+    Raises:
+        InputError: a file is missing or empty, its header is another one, or rows are wrong: the first few are listed.
+    """
+    if sensor_ids is None and id_filename is not None:
+        sensor_ids = _read_sensor_ids(id_filename, num_nodes)
+    # A range gives every position as itself, and takes no memory, however wrong the number of sensors is.
+    positions: Positions = range(num_nodes)
+    if sensor_ids is not None:
+        positions = {sensor: position for position, sensor in enumerate(sensor_ids)}
+    rows = _read_rows(path)
+    expected_headers = " or ".join(",".join(header) for header in HEADERS)
+    if not rows:
+        raise InputError(f"{path}: found an empty file, expected the header {expected_headers}")
+    header_line, header = rows[0]
+    if _cells(header) not in HEADERS:
+        raise InputError(f"{path} row {header_line}: found {_shown(header)}, expected the header {expected_headers}")
+
+    directed: list[tuple[int, int]] = []
+    faults: list[str] = []
+    for line, row in rows[1:]:
+        try:
+            suggest = len(faults) < FAULTS_SHOWN  # the search for a near id is slow, and nobody reads the rest
+            directed.append(_parse_link(_cells(row), positions, id_filename, suggest))
+        except ValueError as error:
+            faults.append(f"{path} row {line}: {error}")
+    _raise_faults(path, faults)
+
+    links = [(start, end) for start, end in directed if start != end]
+    unique = sorted({(min(link), max(link)) for link in links})
+    return Links(
+        pairs=np.array(unique, dtype=np.int64).reshape(-1, 2),
+        self_links=len(directed) - len(links),
+        duplicates=len(links) - len(unique),
+        reversed_duplicates=len(set(links)) - len(unique),
+        sensor_ids=sensor_ids,
+    )
+
+
+def _read_sensor_ids(path: Path, num_nodes: int) -> tuple[int, ...]:
+    line_of: dict[int, int] = {}
+    faults = []
+    rows = _read_rows(path)
+    for line, row in rows:
+        try:
+            sensor = _integer(row)
+        except ValueError as error:
+            faults.append(f"{path} row {line}: {error}")
+            continue
+        if sensor in line_of:
+            faults.append(
+                f"{path} row {line}: found id {sensor} again (first in row {line_of[sensor]}), expected it once"
+            )
+        line_of.setdefault(sensor, line)
+    _raise_faults(path, faults)
+    if len(rows) != num_nodes:
+        raise InputError(f"{path}: found {len(rows)} sensor ids, expected {num_nodes}, one a line for each sensor")
+    return tuple(line_of)
+
+
+def _read_rows(path: Path) -> list[tuple[int, str]]:
+    """Return the rows that are not blank, stripped, each with its line number as an editor shows it."""
+    try:
+        # Bytes, because PEMS03's lines end in two carriage returns and a newline, which text mode takes for two lines.
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: found bytes that are not text ({error.reason}), expected UTF-8") from None
+    return [(line, row.strip()) for line, row in enumerate(text.split("\n"), start=1) if row.strip()]
+
+
+def _shown(text: str) -> str:
+    """Return text of a file as a message shows it: on one line, with nothing that a terminal acts on, cut short."""
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...")
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.split(",")]
+
+
+def _integer(text: str) -> int:
+    """Return the integer that `text` writes; int() alone would also take '1_0', and 5000 digits not."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError(f"found {_shown(text)}, expected an integer")
+    return int(text)
+
+
+def _parse_link(cells: list[str], positions: Positions, id_filename: Path | None, suggest: bool) -> tuple[int, int]:
+    """Return the positions of a row's two sensors; a ValueError says what is wrong with the row."""
+    if len(cells) != len(HEADERS[0]):
+        raise ValueError(f"found {len(cells)} columns, expected {len(HEADERS[0])}")
+    ends = []
+    for column, cell in zip(("from", "to"), cells[:2], strict=True):
+        try:
+            sensor = _integer(cell)
+        except ValueError as error:
+            raise ValueError(f"column '{column}': {error}") from None
+        if sensor not in positions:
+            if id_filename is None:
+                expected = f"a position 0..{positions[-1]} (ids need an id_filename)"
+            else:
+                hint = nearest(cell, map(str, positions)) if suggest else ""
+                expected = f"an id listed in {id_filename.name}{hint}"
+            raise ValueError(f"column '{column}': found sensor {sensor}, expected {expected}")
+        ends.append(positions[sensor])
+    try:
+        cost = float(cells[2])
+    except ValueError:
+        cost = np.nan
+    if not np.isfinite(cost):
+        raise ValueError(f"column 3: found {_shown(cells[2])}, expected a number")
+    return ends[0], ends[1]
+
+
+def _raise_faults(path: Path, faults: list[str]) -> None:
+    if not faults:
+        return
+    if len(faults) > FAULTS_SHOWN:
+        faults = [*faults[:FAULTS_SHOWN], f"{path}: and {len(faults) - FAULTS_SHOWN} more wrong rows"]
+    raise InputError("\n".join(faults))
+
+
+def adjacency_matrix(links: Links, num_nodes: int) -> NDArray[np.bool_]:
+    """Return the symmetric adjacency (N, N) of the links, with an empty diagonal."""
+    adjacency = np.zeros((num_nodes, num_nodes), dtype=np.bool_)
+    first, second = links.pairs.T
+    adjacency[first, second] = adjacency[second, first] = True
+    return adjacency
+
+
+def hop_distances(adjacency: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the least number of links between any two sensors (N, N), infinite where no road connects them."""
+    hops: NDArray[np.float64] = shortest_path(adjacency, method="D", directed=False, unweighted=True)
+    return hops
+
+
+def topology_mask(hop_distances: NDArray[np.float64], hops: int = 5) -> NDArray[np.bool_]:
+    """Allow the sensors at fewer than `hops` hops (N, N), the sensor itself included. The released code has hops 5."""
+    return hop_distances < hops
+
+
+def full_mask(num_nodes: int) -> NDArray[np.bool_]:
+    """Allow everything (N, N): the ablation of either mask."""
+    return np.ones((num_nodes, num_nodes), dtype=np.bool_)
+
+
+def similarity_mask_nearest(distance: NDArray[np.float64], neighbours: int = 10) -> NDArray[np.bool_]:
+    """Allow each sensor itself and its k nearest neighbours by DTW, made symmetric: (N, N).
+
+    Among equal distances the lower position comes first. With fewer than k other sensors, all are allowed.
+    """
+    num_nodes = len(distance)
+    to_others = distance.copy()
+    np.fill_diagonal(to_others, np.inf)
+    count = min(neighbours, num_nodes - 1)
+    most_similar = np.argsort(to_others, axis=1, kind="stable")[:, :count]
+    mask = np.eye(num_nodes, dtype=np.bool_)
+    np.put_along_axis(mask, most_similar, True, axis=1)
+    return mask | mask.T
+
+
+def similarity_mask_gaussian(distance: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.bool_]:
+    """Allow pairs with exp(-(d / sd)^2) >= `threshold`, sd over the whole matrix, and each sensor itself (N, N)."""
+    spread = distance.std()
+    # No spread means that all distances are those of the diagonal, 0.
+    scaled = distance / spread if spread > 0 else np.zeros_like(distance)
+    return (np.exp(-(scaled**2)) >= threshold) | np.eye(len(distance), dtype=np.bool_)
+
+
+def released_similarity_mask(distance: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Allow what the authors' released code allows (N, N): it blocks exp(-z^2 / 0.01) > 0.6, z = (d - mean) / sd.
+
+    That blocks the pairs of average distance and keeps both the most and the least similar ones.
+    """
+    spread = distance.std()
+    z = (distance - distance.mean()) / spread if spread > 0 else np.zeros_like(distance)
+    return ~(np.exp(-(z**2) / 0.01) > 0.6)
+
+
+def laplacian_encoding(adjacency: NDArray[np.bool_], dimension: int) -> NDArray[np.float32]:
+    """Return the eigenvectors 2..dimension+1 of I - D^-1/2 A D^-1/2, by increasing eigenvalue (Dwivedi et al., 2020).
+
+    Each vector's entry of largest magnitude is positive, the first of them where several are equal but for rounding.
+    Eigenvalues that are equal, as the zeros of a network in several components, leave the basis arbitrary: keep the
+    encoding with the weights that were trained on it.
+
+    Args:
+        adjacency: adjacency (N, N).
+        dimension: number of columns.
+
+    Returns:
+        Encoding (N, dimension). Isolated sensors have zero rows, being no part of any walk on the graph; columns
+        beyond the eigenvectors there are, one fewer than linked sensors, are zero.
+    """
+    return _encoding(adjacency, dimension, exponent=-0.5)
+
+
+def released_laplacian_encoding(adjacency: NDArray[np.bool_], dimension: int) -> NDArray[np.float32]:
+    """Return the encoding as the authors' released code has it: of I - D^-1 A D^-1, else as `laplacian_encoding`."""
+    return _encoding(adjacency, dimension, exponent=-1.0)
+
+
+def _encoding(adjacency: NDArray[np.bool_], dimension: int, exponent: float) -> NDArray[np.float32]:
+    encoding = np.zeros((len(adjacency), dimension), dtype=np.float32)
+    linked = np.flatnonzero(adjacency.any(axis=1))
+    weights = adjacency[np.ix_(linked, linked)].astype(np.float64)
+    scale = weights.sum(axis=1) ** exponent
+    _, vectors = np.linalg.eigh(np.eye(len(linked)) - scale[:, None] * weights * scale[None, :])
+    kept = vectors[:, 1 : dimension + 1]
+    if kept.size:
+        magnitude = np.abs(kept)
+        largest = (magnitude >= (1 - EQUAL) * magnitude.max(axis=0)).argmax(axis=0)
+        encoding[linked, : kept.shape[1]] = kept * np.sign(np.take_along_axis(kept, largest[None, :], axis=0))
+    return encoding

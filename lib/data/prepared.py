@@ -1,0 +1,259 @@
+"""The prepared series: splits and scaling decided once, gaps filled, and kept in one small file.
+
+Windows are never materialised: training cuts them out by index (`lib.data.windows`). Values may be missing. As targets
+they do not count. As inputs they are filled from what is observed before t0 alone: linearly between the values before
+and after the gap, or with the last value where the gap is not over before t0.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lib.data.series import CHUNK_ROWS, FLOW, Scaling, fill_gaps, last_observed, missing_values
+from lib.data.windowing import SPLITS, WindowShape
+from lib.errors import InputError
+from lib.files import load_npz, save_npz, written_whole
+
+SENSORS_NAMED = 5  # in a message
+PADDED_FROM_DAY = 2  # the first day being 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A series made ready for training, and everything that was decided from it.
+
+    Attributes:
+        flow: (T, N) float32, raw; missing values are filled (`fill_gaps`).
+        offsets: (L,) offsets of the input steps from a label start.
+        label_starts: those of each split, in time order.
+        minimum, maximum: (F,) of each feature over all observed values in rows that a training input touches.
+        source_fingerprint: of the file that the series was read from.
+        missing: (T, N), where the flow is missing; None where nothing is.
+        missing_rule: [Data] missing, by which values count as missing.
+    """
+
+    flow: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    label_starts: dict[str, NDArray[np.int64]]
+    minimum: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    source_fingerprint: str
+    missing: NDArray[np.bool_] | None = None
+    missing_rule: str = "error"
+
+    @property
+    def truth(self) -> NDArray[np.float32]:
+        """The flow (T, N) with NaN where it is missing: what forecasts are scored on."""
+        return self.flow if self.missing is None else np.where(self.missing, np.float32(np.nan), self.flow)
+
+    @property
+    def forward_filled(self) -> NDArray[np.float32]:
+        """The flow (T, N) with the last observed value in place of each missing one, so that nothing later enters.
+
+        Before a sensor's first value it is the mean of its training rows, as there is nothing else to go by.
+        """
+        if self.missing is None:
+            return self.flow
+        last = last_observed(self.missing)
+        mean = np.nanmean(self.truth[: self.training_rows], axis=0, dtype=np.float64).astype(np.float32)
+        return np.where(last >= 0, np.take_along_axis(self.flow, last.clip(0).astype(np.int64), axis=0), mean)
+
+    def missing_targets(self, label_starts: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
+        """Return how many of the N * P targets of each sample are missing, (samples,)."""
+        if self.missing is None:
+            return np.zeros(len(label_starts), dtype=np.int64)
+        before = np.concatenate([[0], np.cumsum(self.missing.sum(axis=1))])  # missing before each step
+        counts: NDArray[np.int64] = before[label_starts + horizon] - before[label_starts]
+        return counts
+
+    @property
+    def scaling(self) -> Scaling:
+        """The scaling of the flow."""
+        return Scaling(float(self.minimum[FLOW]), float(self.maximum[FLOW]))
+
+    @property
+    def training_rows(self) -> int:
+        """The rows before the last training label start: all that may shape graphs, means and baselines."""
+        return int(self.label_starts["train"][-1])
+
+
+def padded_label_starts(prepared: Prepared, steps_per_day: int) -> NDArray[np.int64]:
+    """Return the label starts whose weeks and days lie before the series, from its third day on.
+
+    On the first day there is no historical profile, and on the second it is of one day, perhaps a Sunday for a Monday.
+    """
+    return np.arange(PADDED_FROM_DAY * steps_per_day, prepared.label_starts["train"][0], dtype=np.int64)
+
+
+def prepare(
+    series: NDArray[Any],
+    shape: WindowShape,
+    source_fingerprint: str,
+    missing_rule: str = "error",
+    sensors: Sequence[str] | None = None,
+) -> Prepared:
+    """Decide splits and scaling of a series (T, N, F), and keep its flow with gaps filled.
+
+    Args:
+        series: finite, or NaN where values are missing.
+        shape: of the windows.
+        source_fingerprint: of the file that the series was read from.
+        missing_rule: [Data] missing, by which values count as missing.
+        sensors: (N,) names for messages; None stands for their positions.
+
+    Raises:
+        InputError: there are too few rows for the windows, the training flow is constant, a sensor has no value in the
+            training inputs, or a split has no target.
+    """
+    rows, num_nodes, features = series.shape
+    label_starts = shape.split(rows)
+    offsets = shape.offsets
+    touched = np.zeros(rows, dtype=bool)
+    for offset in offsets:
+        touched[label_starts["train"] + offset] = True
+    flow = np.ascontiguousarray(series[:, :, FLOW], dtype=np.float32)
+    missing = missing_values(flow, missing_rule)
+    silent = np.flatnonzero(missing[touched].all(axis=0))
+    if len(silent):
+        names = ", ".join(str(sensors[sensor] if sensors else sensor) for sensor in silent[:SENSORS_NAMED])
+        more = f" and {len(silent) - SENSORS_NAMED} more" if len(silent) > SENSORS_NAMED else ""
+        steps = f"steps 0 .. {np.flatnonzero(touched)[-1]}"
+        raise InputError(f"sensor {names}{more}: found no value in the training inputs ({steps}), expected some")
+
+    minimum, maximum = np.full(features, np.inf), np.full(features, -np.inf)
+    for row in range(0, rows, CHUNK_ROWS):
+        here = touched[row : row + CHUNK_ROWS]
+        chunk, gaps = series[row : row + CHUNK_ROWS][here], missing[row : row + CHUNK_ROWS][here]
+        if gaps.any():
+            chunk = chunk.astype(np.float64)
+            chunk[gaps, FLOW] = np.nan
+        if len(chunk):  # of the least and NaN, fmin is the least
+            minimum = np.fmin(minimum, np.fmin.reduce(chunk, axis=(0, 1)))
+            maximum = np.fmax(maximum, np.fmax.reduce(chunk, axis=(0, 1)))
+    if minimum[FLOW] == maximum[FLOW]:
+        raise InputError(f"found a flow of {minimum[FLOW]:g} at all training steps, expected values that vary")
+
+    if missing.any():
+        filled = np.where(missing, np.nan, series[:, :, FLOW].astype(np.float64))
+        flow = fill_gaps(filled, rows).astype(np.float32)
+    prepared = Prepared(
+        flow,
+        offsets,
+        label_starts,
+        minimum,
+        maximum,
+        source_fingerprint,
+        missing if missing.any() else None,
+        missing_rule,
+    )
+    for split, starts in label_starts.items():
+        if prepared.missing_targets(starts, shape.horizon).sum() == len(starts) * num_nodes * shape.horizon:
+            steps = f"{starts[0]} .. {starts[-1] + shape.horizon - 1}"
+            raise InputError(f"found no value in the targets of the {split} split (steps {steps}), expected some")
+    return prepared
+
+
+def save_prepared(path: Path, prepared: Prepared) -> None:
+    """Write the prepared file: the attributes of `Prepared`, the label starts of each split as `label_starts_*`.
+
+    `missing` is left out where nothing is missing.
+    """
+    arrays = {f"label_starts_{split}": starts for split, starts in prepared.label_starts.items()}
+    gaps = {} if prepared.missing is None else {"missing": prepared.missing}
+    save_npz(
+        path,
+        {
+            "flow": prepared.flow,
+            "offsets": prepared.offsets,
+            **arrays,
+            **gaps,
+            "minimum": prepared.minimum,
+            "maximum": prepared.maximum,
+            "source_fingerprint": np.array(prepared.source_fingerprint),
+            "missing_rule": np.array(prepared.missing_rule),
+        },
+    )
+
+
+def load_prepared(path: Path) -> Prepared:
+    """Read a prepared file; one without `missing_rule` is older than the setting, and nothing in it is missing.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a prepared file.
+    """
+    starts = tuple(f"label_starts_{split}" for split in SPLITS)
+    layout = {"flow": "f2", "offsets": "i1", **dict.fromkeys(starts, "i1"), "minimum": "f1", "maximum": "f1"}
+    arrays = load_npz(path, (*layout, "source_fingerprint"))
+    for name, kind_and_axes in layout.items():
+        array = arrays[name]
+        if f"{array.dtype.kind}{array.ndim}" != kind_and_axes or not array.size:
+            raise InputError(
+                f"{path} {name}: found type {array.dtype} and shape {array.shape}, expected a file of PrepareData.py"
+            )
+    reached = np.concatenate([arrays[name] for name in starts])
+    if reached.min() + arrays["offsets"].min() < 0 or reached.max() >= len(arrays["flow"]):
+        raise InputError(f"{path}: found label starts outside of the series, expected a file of PrepareData.py")
+    with zipfile.ZipFile(path) as archive:
+        there = tuple(name for name in ("missing", "missing_rule") if f"{name}.npy" in archive.namelist())
+    optional = load_npz(path, there)
+    missing = optional.get("missing")
+    if missing is not None and (missing.dtype != np.bool_ or missing.shape != arrays["flow"].shape):
+        raise InputError(
+            f"{path} missing: found type {missing.dtype} and shape {missing.shape}, expected a file of PrepareData.py"
+        )
+    return Prepared(
+        arrays["flow"],
+        arrays["offsets"],
+        {split: arrays[name] for split, name in zip(SPLITS, starts, strict=True)},
+        arrays["minimum"],
+        arrays["maximum"],
+        str(arrays["source_fingerprint"]),
+        missing,
+        str(optional.get("missing_rule", "error")),
+    )
+
+
+def materialize(path: Path, series: NDArray[Any], prepared: Prepared, horizon: int) -> None:
+    """Write all windows of a series (T, N, F) in the released code's file format, for other code bases.
+
+    For each split: `*_x` (B, N, F, L) scaled, `*_target` (B, N, P) raw flow, `*_timestamp` (B, 1) the label starts;
+    and `mean`, `std`, which hold the maximum and the minimum (1, 1, F, 1), as the released code has it. Windows are
+    streamed into the compressed archive in pieces, so memory stays at that of the series.
+    """
+    minimum, maximum = (values.reshape(1, 1, -1, 1) for values in (prepared.minimum, prepared.maximum))
+    scaling = Scaling(minimum, maximum)
+    _, num_nodes, features = series.shape
+    piece = max(1, 2**22 // (num_nodes * features * len(prepared.offsets)))  # windows in about 32 MiB
+
+    def inputs(starts: NDArray[np.int64]) -> NDArray[np.float32]:
+        windows = series[starts[:, None] + prepared.offsets].transpose(0, 2, 3, 1)  # (B, N, F, L)
+        return scaling.to_float32(windows)
+
+    def targets(starts: NDArray[np.int64]) -> NDArray[np.float32]:
+        windows = series[starts[:, None] + np.arange(horizon), :, FLOW]  # (B, P, N)
+        return np.asarray(windows.transpose(0, 2, 1), dtype=np.float32)
+
+    with written_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for split, starts in prepared.label_starts.items():
+            for name, part in (("x", inputs), ("target", targets)):
+                head = part(starts[:1])
+                with archive.open(f"{split}_{name}.npy", "w", force_zip64=True) as member:
+                    header = {
+                        "descr": np.lib.format.dtype_to_descr(head.dtype),
+                        "fortran_order": False,
+                        "shape": (len(starts), *head.shape[1:]),
+                    }
+                    np.lib.format.write_array_header_2_0(member, header)
+                    for first in tqdm(range(0, len(starts), piece), desc=f"{split} {name}", disable=None):
+                        member.write(np.ascontiguousarray(part(starts[first : first + piece])).data)
+            with archive.open(f"{split}_timestamp.npy", "w") as member:
+                np.lib.format.write_array(member, starts[:, None], allow_pickle=False)
+        for name, array in (("mean", maximum), ("std", minimum)):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)

@@ -1,0 +1,143 @@
+"""What the rest of `lib` and the networks agree on: what a network is given, what it is built from, and its record.
+
+A network is an `nn.Module` built by `network(graphs, sizes, settings)`. Called with `Inputs` it returns the scaled
+forecast (B, N, P): under teacher forcing where `inputs.teacher` is given, else on its own (the rollout). In training
+mode it may return several forecasts (heads, B, N, P), each of which is scored.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class Inputs(NamedTuple):
+    """What a network sees of a batch of samples; all values are scaled.
+
+    Attributes:
+        series: (B, N, L), the input windows, oldest step first.
+        start: (B, N), the last value before the forecast, which an autoregressive decoder starts from.
+        step_of_week: (B,), the time of the first step to forecast, counted from Monday at midnight.
+        profile: (B, N, h + P), the historical profile of the last hour and of the steps to forecast; None for networks
+            that do not ask for it.
+        teacher: (B, N, P), the value before each step to forecast, for teacher forcing; None: a forecast on its own.
+    """
+
+    series: Tensor
+    start: Tensor
+    step_of_week: Tensor
+    profile: Tensor | None = None
+    teacher: Tensor | None = None
+
+
+class Graphs(NamedTuple):
+    """What a network knows of the sensors.
+
+    Attributes:
+        similarity: (N, N) boolean, true where the row's sensor may attend to the column's, which behaves alike.
+        topology: (N, N) boolean, the same for sensors near each other on the road.
+        laplacian_encoding: (N, any number of channels), the place of each sensor in the road graph.
+        autoregression: (lags, N, N), coefficients fitted before training (`lib.data.autoregression`); None: there are
+            none.
+    """
+
+    similarity: Tensor
+    topology: Tensor
+    laplacian_encoding: Tensor
+    autoregression: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What [Data] and [Training] fix for every network.
+
+    Attributes:
+        steps_per_hour: h, time steps in an hour.
+        weeks, days, hours: W, D, H, the one-hour segments of the input, in this order.
+        horizon: P, the steps to forecast.
+        channels: C, the width of a token (d_model).
+        layers: of the encoder, and of the decoder.
+        heads: attention heads.
+        kernel_size: tokens under the convolutions of attention and gate; odd.
+        dropout: the dropout rate.
+    """
+
+    steps_per_hour: int
+    weeks: int
+    days: int
+    hours: int
+    horizon: int
+    channels: int = 64
+    layers: int = 4
+    heads: int = 8
+    kernel_size: int = 3
+    dropout: float = 0.0
+
+    @property
+    def steps_per_day(self) -> int:
+        """The number of time steps in a day."""
+        return 24 * self.steps_per_hour
+
+    @property
+    def input_steps(self) -> int:
+        """L, the number of time steps of an input."""
+        return (self.weeks + self.days + self.hours) * self.steps_per_hour
+
+
+class Encoder(Protocol):
+    """What a network with an encoder can be asked for beside its forecast."""
+
+    tokens: int  # M
+    receptive_field_layers: tuple[str, ...]  # dotted names of the modules that erf_conv.py draws by default
+
+    def encode(self, inputs: Inputs) -> Tensor:
+        """Return the memory (B, N, M, C)."""
+
+    def kernels(self) -> list[Tensor]:
+        """Return the taps (C, K) of each large-kernel block, its branches summed."""
+
+    def patch_positions(self, series: Tensor) -> Tensor | None:
+        """Return where each patch reads the series (B, N, L), in steps: (B, N, M, patch_len); None if regular."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """All there is to say of one variant of the network. Its place in `model.variants.VARIANTS` is that in tables.
+
+    Attributes:
+        name: [Model] variant.
+        label: what tables and pages call it.
+        network: builds it from graphs, sizes and its own settings.
+        settings: the frozen dataclass of its own settings in [Model], each field `Annotated[kind, meaning]`.
+        faults: says what is wrong with its settings on some sizes, by key: what was found and expected.
+        graph_rules: what `auto` in [Graph] stands for, by key.
+        needs_calendar: whether its forecast depends on the time of the week, so that [Data] start is required.
+        needs_profile: whether it asks for the historical profile, by its settings.
+        needs_autoregression: whether it asks for autoregression coefficients, by its settings.
+        sees_other_sensors: whether the forecast of a sensor depends on others.
+        has_encoder: whether it is an `Encoder`, with large kernels to look at.
+        of_the_paper: whether tables keep a row open for it until it is measured.
+        load_released: gives a network the weights of the released code's checkpoint; None where that has no such model.
+        to_released: returns a network's weights as the released code would save them.
+    """
+
+    name: str
+    label: str
+    network: Callable[[Graphs, Sizes, Any], nn.Module]
+    settings: type[Any]
+    faults: Callable[[Any, Sizes], dict[str, str]] = lambda _settings, _sizes: {}
+    graph_rules: Mapping[str, str] = field(
+        default_factory=lambda: {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"}, hash=False
+    )
+    needs_calendar: bool = False
+    needs_profile: Callable[[Any], bool] = lambda _: False
+    needs_autoregression: Callable[[Any], bool] = lambda _: False
+    sees_other_sensors: bool = True
+    has_encoder: bool = False
+    of_the_paper: bool = False
+    load_released: Callable[[nn.Module, Mapping[str, Any]], None] | None = None
+    to_released: Callable[[nn.Module], dict[str, Tensor]] | None = None
+
+
+Variants = Mapping[str, Variant]  # by name, in the order of tables; the first is the default

@@ -1,0 +1,36 @@
+"""The losses that [Training] loss names: of training, validation and the choice of the best epoch alike."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+from torch.nn import functional as F
+
+HUBER_DELTA = 0.05  # scaled units, of which the range of flow is 2: from there on errors count by their size
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mae": F.l1_loss,
+    "huber": partial(F.huber_loss, delta=HUBER_DELTA),
+    "mse": F.mse_loss,
+}
+
+
+def loss_values(name: str, forecast: Tensor, target: Tensor, observed: Tensor | None) -> Tensor:
+    """Return the loss of each scaled value, (..., B, N, P); 0 where the target is not observed.
+
+    Args:
+        name: [Training] loss.
+        forecast: (..., B, N, P), one forecast of the batch or several.
+        target: (B, N, P), finite.
+        observed: (B, N, P), or None where all are.
+    """
+    values = LOSSES[name](forecast, target.expand_as(forecast), reduction="none")
+    return values if observed is None else values.where(observed, 0)
+
+
+def mean_loss(name: str, forecast: Tensor, target: Tensor, observed: Tensor | None) -> Tensor:
+    """Return the mean loss over the observed targets, and over all forecasts of them; 0 where there are none."""
+    if observed is None:
+        return LOSSES[name](forecast, target.expand_as(forecast))
+    total = loss_values(name, forecast, target, observed).sum()
+    return total / observed.expand_as(forecast).sum().clamp_min(1)

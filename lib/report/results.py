@@ -1,0 +1,264 @@
+"""The results of a finished run, read from its folder, and the figures drawn from them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lib.checkpoints import load_checkpoint, restored
+from lib.config import Config
+from lib.data.dtw import load_dtw
+from lib.data.graphs import Links, adjacency_matrix, hop_distances, topology_mask
+from lib.data.prepared import load_prepared
+from lib.data.preparing import links_for, wanted_record, window_shape
+from lib.errors import InputError
+from lib.files import load_npz
+from lib.metrics import absolute_errors, mean_or_nan
+from lib.report.figures import (
+    clustered_order,
+    error_by_horizon,
+    error_by_time_of_day,
+    error_map,
+    forecast_against_truth,
+    graph_matrices,
+    kernel_profiles,
+    patch_displacement,
+    road_layout,
+    save_figure,
+    training_curve,
+)
+from lib.report.text_tables import flow_unit
+from lib.run_folder import RunFolder, forecasts_scored
+
+DAYS_DRAWN = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What the folder of a finished run holds.
+
+    Attributes:
+        folder: of the run.
+        config: its settings.
+        metrics: content of metrics.json.
+        history: entries of log.jsonl.
+        forecast, target: (samples, N, P), raw units; targets that are missing are NaN.
+        label_starts: (samples,), consecutive.
+        checkpoint: content of best.pt.
+    """
+
+    folder: RunFolder
+    config: Config
+    metrics: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    forecast: NDArray[np.float32]
+    target: NDArray[np.float32]
+    label_starts: NDArray[np.int64]
+    checkpoint: Mapping[str, Any]
+
+    @property
+    def unit(self) -> str:
+        """The unit of the flow."""
+        return flow_unit(self.config.data.points_per_hour)
+
+    @property
+    def minutes(self) -> float:
+        """The length of a time step in minutes."""
+        return 60 / self.config.data.points_per_hour
+
+    def sensor_errors(self) -> NDArray[np.float64]:
+        """Return the MAE of each sensor over all samples and horizons, (N,); NaN where all its targets are missing."""
+        return mean_or_nan(*absolute_errors(self.forecast, self.target, (0, 2)))
+
+    def sensor_name(self, sensor: int) -> str:
+        """Return how a sensor is called: by its position, and by its id where the network has ids."""
+        ids = self.checkpoint["sensor_ids"]
+        return f"sensor {sensor}" if ids is None else f"sensor {sensor} (id {ids[sensor]})"
+
+    def days(self, days: int, first_day: int) -> slice:
+        """Return the samples of so many days of the test split, from that one on.
+
+        Raises:
+            InputError: there is no such day.
+        """
+        samples, steps_per_day = len(self.label_starts), self.config.data.steps_per_day
+        if days < 1:
+            raise InputError(f"--days: found {days}, expected at least 1")
+        if not 0 <= first_day * steps_per_day < samples:
+            last = (samples - 1) // steps_per_day
+            raise InputError(f"--first-day: found {first_day}, expected 0..{last}, days from the test split's first on")
+        return slice(first_day * steps_per_day, min(samples, (first_day + days) * steps_per_day))
+
+
+def load_results(folder: RunFolder, config: Config) -> Results:
+    """Read what a finished run has written.
+
+    Raises:
+        InputError: a file is missing or damaged, or the forecasts are of another shape than the settings say.
+    """
+    metrics = folder.read_metrics()
+    predictions = folder.read_predictions()
+    expected = (len(predictions["label_starts"]), config.data.num_of_vertices, config.data.num_for_predict)
+    for name in ("forecast", "target"):
+        place = f"{folder.predictions} {name}"
+        if predictions[name].shape != expected:
+            raise InputError(f"{place}: found shape {predictions[name].shape}, expected {expected}")
+        wrong = ~np.isfinite(predictions[name])
+        if name == "target" and config.data.missing != "error":
+            wrong &= ~np.isnan(predictions[name])
+        if wrong.any():
+            raise InputError(f"{place}: found values that are not finite, expected numbers only")
+    return Results(folder, config, metrics, folder.read_log(), **predictions, checkpoint=load_checkpoint(folder.best))
+
+
+def mae_by_time_of_day(
+    forecast: NDArray[np.float32], target: NDArray[np.float32], label_starts: NDArray[np.int64], steps_per_day: int
+) -> NDArray[np.float64]:
+    """Return the MAE by the step of the day of the target, counted from that of the series' first step.
+
+    Args:
+        forecast, target: (samples, N, P), targets NaN where missing.
+        label_starts: (samples,).
+        steps_per_day: steps in a day.
+
+    Returns:
+        (steps_per_day,), in the unit of the forecasts; NaN where there is no target.
+    """
+    parts = absolute_errors(forecast, target, axis=1)  # sums and counts, each (samples, P)
+    steps = (label_starts[:, None] + np.arange(forecast.shape[2])) % steps_per_day
+    return mean_or_nan(*(np.bincount(steps.ravel(), part.ravel(), steps_per_day) for part in parts))
+
+
+def make_figures(
+    folder: RunFolder, config: Config, sensors: Sequence[int] = (), days: int = DAYS_DRAWN, first_day: int = 0
+) -> list[Path]:
+    """Draw the figures of a run from its files, and return their paths.
+
+    A figure whose files are missing is left out, and it is said.
+
+    Args:
+        folder: of the finished run.
+        config: its settings.
+        sensors: positions of those whose forecast is drawn; none stands for the sensor of median error.
+        days: how many days of forecast are drawn.
+        first_day: from which day of the test split on.
+
+    Raises:
+        InputError: there is no such sensor or day, or a file that every run writes is missing or damaged.
+    """
+    results = load_results(folder, config)
+    unit, minutes, start = results.unit, results.minutes, config.data.start
+    drawn = results.days(days, first_day)
+    number = config.data.num_of_vertices
+    errors = results.sensor_errors()
+    for sensor in sensors:
+        if not 0 <= sensor < number:
+            raise InputError(f"--sensors: found {sensor}, expected positions 0..{number - 1}")
+
+    figures: dict[str, Figure] = {}
+    if results.history:
+        figures["training_curve"] = training_curve(results.history, unit)
+    by_horizon = {name: scores["by_horizon"] for name, scores in forecasts_scored(results.metrics).items()}
+    figures["error_by_horizon"] = error_by_horizon(by_horizon, minutes, unit)
+    by_time = mae_by_time_of_day(results.forecast, results.target, results.label_starts, config.data.steps_per_day)
+    figures["error_by_time_of_day"] = error_by_time_of_day(by_time, minutes, unit, start)
+    median = np.argsort(errors)[np.isfinite(errors).sum() // 2]  # NaN comes last
+    for sensor in sensors or [int(median)]:
+        figures[f"forecast_sensor{sensor}"] = forecast_against_truth(
+            results.forecast[drawn, sensor],
+            results.target[drawn, sensor],
+            results.label_starts[drawn],
+            f"{results.sensor_name(sensor)}, test split",
+            unit,
+            minutes,
+            start,
+        )
+    by_need: dict[str, Callable[[Results], Figure | None]] = {"error_map": _error_map}
+    if config.variant.sees_other_sensors:
+        by_need["graphs"] = _graph_matrices
+    if config.variant.has_encoder:
+        by_need |= {"patch_positions": _patch_displacement, "kernels": _kernel_profiles}
+    for name, draw in by_need.items():
+        try:
+            figure = draw(results)
+        except InputError as error:
+            print(f"figure {name} left out: {error}")
+        else:
+            figures.update({name: figure} if figure else {})
+
+    paths = [folder.figures / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        save_figure(figure, path)
+    return paths
+
+
+def _own_links(results: Results) -> tuple[Links, NDArray[np.float64]]:
+    """Return the road links of the run's network with its hop distances (N, N).
+
+    Raises:
+        InputError: there is no such file, or it is not the one that the run was made with.
+    """
+    config, path = results.config, results.config.data.adj_filename
+    links = links_for(config)
+    hops = hop_distances(adjacency_matrix(links, config.data.num_of_vertices))
+    mask = results.checkpoint["graphs"]["topology"].numpy()
+    if config.graph.topology == "hops" and not np.array_equal(topology_mask(hops, config.graph.hops), mask):
+        raise InputError(f"{path}: found other links than the run was made with, expected the same file")
+    return links, hops
+
+
+def _own_distance(results: Results) -> NDArray[np.float64]:
+    """Return the DTW distances (N, N) of the run's graphs.
+
+    Raises:
+        InputError: there is no such file, or it was made otherwise or of another series.
+    """
+    config = results.config
+    matrix, record = load_dtw(config.dtw_path, config.dtw_record_path, config.data.num_of_vertices)
+    prepared = load_prepared(config.prepared_path)
+    same_series = prepared.source_fingerprint == results.checkpoint["data_fingerprint"]
+    if record != wanted_record(config, prepared) or not same_series:
+        raise InputError(f"{config.dtw_path}: found the distances of {record}, expected those of the run's series")
+    return matrix
+
+
+def _error_map(results: Results) -> Figure:
+    links, hops = _own_links(results)
+    errors = results.sensor_errors()
+    shown = np.where(np.isnan(errors), -np.inf, errors)  # no dot, and not among the greatest, where nothing is known
+    return error_map(road_layout(hops), links.pairs, shown, results.unit)
+
+
+def _graph_matrices(results: Results) -> Figure:
+    distance, orders = None, {}
+    try:
+        distance = _own_distance(results)
+        orders["DTW clusters"] = clustered_order(distance)
+    except InputError as error:
+        print(f"figure graphs without the DTW distances: {error}")
+    try:
+        orders["road clusters"] = clustered_order(_own_links(results)[1])
+    except InputError as error:
+        print(f"figure graphs without the order by road: {error}")
+    graphs = results.checkpoint["graphs"]
+    masks = {f"{name} mask": graphs[name].numpy() for name in ("similarity", "topology")}
+    return graph_matrices(
+        distance, masks, orders or {"position": np.arange(results.config.data.num_of_vertices)}, results.unit
+    )
+
+
+def _patch_displacement(results: Results) -> Figure | None:
+    if not results.config.model.deformable_patches:
+        return None
+    positions = load_npz(results.folder.patch_positions, ("mean", "low", "high"))
+    segments = [name for name, _ in window_shape(results.config).segments]
+    return patch_displacement(**positions, segments=segments)
+
+
+def _kernel_profiles(results: Results) -> Figure:
+    model: Any = restored(results.folder.best, results.checkpoint, results.config)
+    return kernel_profiles([kernel.detach().numpy() for kernel in model.kernels()], model.tokens)

@@ -1,0 +1,379 @@
+"""A run from its settings to its results: started, resumed, finished, opened."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lib.baselines import score_baselines, targets
+from lib.checkpoints import CARRIED, load_checkpoint, load_tensors, restored, save_checkpoint
+from lib.config import Config, parse_config
+from lib.data.autoregression import graph_autoregression
+from lib.data.prepared import Prepared, padded_label_starts
+from lib.data.preparing import calendar_for, graphs_for, links_for, prepared_for, sensor_names
+from lib.data.profile import HistoricalProfile, historical_profile
+from lib.data.windowing import evenly_spaced
+from lib.data.windows import Windows
+from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
+from lib.errors import InputError
+from lib.files import fingerprint_arrays, save_npz
+from lib.ini import read_sections
+from lib.interface import Graphs, Variants
+from lib.metrics import metrics_content
+from lib.precision import accelerate
+from lib.provenance import provenance
+from lib.run_folder import RunFolder, new_run_folder, refuse_taken, remove_partial_files
+from lib.training import Trainer, epoch_line
+
+PATCH_SAMPLES, PATCH_BATCH = 50, 16  # test samples whose patches are looked at, and how many at once
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can be looked into: its settings, series and network with the best weights."""
+
+    folder: RunFolder
+    config: Config
+    prepared: Prepared
+    windows: Windows
+    model: nn.Module
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run on its way: its folder, settings and series, and the trainer that takes it to its end."""
+
+    folder: RunFolder
+    config: Config
+    prepared: Prepared
+    trainer: Trainer
+
+
+# --------------------------------------------------------------------------------------------- starting and resuming
+
+
+def start_run(config: Config, root: Path, name: str, weights: Path | None = None) -> TrainingRun:
+    """Prepare series and graphs, build the network with its seed, and make the folder of a new run.
+
+    The folder is there only with all that it takes to resume the run.
+
+    Args:
+        config: the settings.
+        root: the folder of the data sets' folders.
+        name: of the run.
+        weights: a checkpoint to start from, of this project or of the released code.
+
+    Raises:
+        InputError: any input is not as it should be; there is no folder then.
+    """
+    folder = RunFolder(root / config.data.dataset_name / name)
+    refuse_taken(folder)  # before the minutes that a fit may take
+    configure_cpu(config.runtime.threads)
+    device = choose_device(config.runtime.device)
+    links = links_for(config)
+    prepared = prepared_for(config)
+    sensor_graphs = graphs_for(config, prepared, links)
+    profile = profile_for(config, prepared)
+    print(sensor_graphs.summary())
+    if weights is None:
+        graphs = sensor_graphs.tensors(_fitted_autoregression(config, prepared, profile, sensor_graphs.topology))
+        model = new_network(config, graphs)
+    else:
+        model, graphs = _network_of(weights, config, sensor_graphs.tensors())
+    extra = {
+        "settings": config.to_ini(),
+        "graphs": graphs._asdict(),
+        "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
+        "sensor_ids": sensor_names(config, links),
+        "data_fingerprint": prepared.source_fingerprint,
+        "profile_week": None if profile is None else torch.from_numpy(profile.week),
+    }
+    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra)
+    with new_run_folder(folder) as partial:
+        partial.save_start(config, {"seed": config.training.seed, **provenance(device)})
+        save_checkpoint(partial.last, trainer.checkpoint())
+    return TrainingRun(folder, config, prepared, trainer)
+
+
+def new_network(config: Config, graphs: Graphs) -> nn.Module:
+    """Return the network of a configuration with the first weights that its seed draws."""
+    torch.manual_seed(config.training.seed)
+    return config.variant.network(graphs, config.sizes, config.model)
+
+
+def _fitted_autoregression(
+    config: Config, prepared: Prepared, profile: HistoricalProfile | None, topology: NDArray[np.bool_]
+) -> NDArray[np.float32] | None:
+    if profile is None or not config.variant.needs_autoregression(config.model):
+        return None
+    started = time.perf_counter()
+    coefficients = graph_autoregression(prepared, profile, topology, calendar_for(config))
+    seconds = time.perf_counter() - started
+    print(f"autoregression: {np.count_nonzero(coefficients):,} coefficients fitted in {seconds:.1f} s")
+    return coefficients
+
+
+def _network_of(weights: Path, config: Config, graphs: Graphs) -> tuple[nn.Module, Graphs]:
+    """Return a network with the weights of a file, and its graphs: those of the file where it has them.
+
+    Raises:
+        InputError: the weights are not those of the network that the settings say.
+    """
+    checkpoint = load_tensors(weights)
+    try:
+        if "weights" not in checkpoint:  # a bare state dict
+            if config.variant.load_released is None:
+                raise ValueError("found weights of the released code, expected a variant that it has")
+            model = new_network(config, graphs)
+            config.variant.load_released(model, checkpoint)
+            print(f"{weights}: a checkpoint of the released code, which lacks its Laplacian encoding: the one computed")
+            print("here has another basis where eigenvalues are equal, so results may differ from those of its author")
+            return model, graphs
+        own = Graphs(**checkpoint["graphs"])
+        if own.topology.shape != graphs.topology.shape:
+            raise ValueError(f"found graphs of {len(own.topology)} sensors, expected {len(graphs.topology)}")
+        if (own.autoregression is not None) != (wanted := config.variant.needs_autoregression(config.model)):
+            raise ValueError(
+                "found no autoregression, expected one" if wanted else "found an autoregression, expected none"
+            )
+        model = new_network(config, own)
+        model.load_state_dict(checkpoint["weights"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reasons = [line.strip() for line in str(error).splitlines()]
+        faults = [*reasons[len(reasons) > 1 :], *_other_settings(checkpoint, config)]
+        raise InputError(f"{weights}: {'; '.join(faults)}") from None
+    return model, own
+
+
+def _other_settings(checkpoint: Mapping[str, Any], config: Config) -> list[str]:
+    """Return how the network of a checkpoint differs from that of a configuration."""
+    sections = read_sections(str(checkpoint.get("settings", "")), config.source, [])
+    sizes = ("num_layers", "d_model", "nb_head", "kernel_size", "num_for_predict", "points_per_hour", "num_of_hours")
+    found = []
+    for name, text in config.texts().items():
+        section, key = name.split(".")
+        kept = sections.get(section, {}).get(key)
+        if (section == "Model" or key in sizes) and sections and kept != text:
+            found.append(f"its network has {name} {kept}, this one {text}")
+    return found
+
+
+def resume_run(folder: RunFolder, variants: Variants, device_name: str | None) -> TrainingRun:
+    """Return a run that was broken off, where its last checkpoint left it, on its own device or another.
+
+    Raises:
+        InputError: there is no such run, it has no checkpoint yet, or its series has changed.
+    """
+    config = folder.read_config(variants)
+    remove_partial_files(folder)
+    checkpoint = load_checkpoint(folder.last)
+    configure_cpu(checkpoint.get("threads", 0))  # another number of threads adds up in another order
+    device = choose_device(config.runtime.device if device_name is None else device_name)
+    prepared, profile = _what_it_was_trained_on(config, checkpoint, folder.last, variants)
+    model = restored(folder.last, checkpoint, config)
+    extra = {key: checkpoint[key] for key in CARRIED}
+    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra)
+    trainer.resume(checkpoint)
+    return TrainingRun(folder, config, prepared, trainer)
+
+
+def open_run(folder: RunFolder, variants: Variants, device_name: str) -> Run:
+    """Open a run's best weights.
+
+    Raises:
+        InputError: there is no such run, it has no weights yet, or its series has changed.
+    """
+    config = folder.read_config(variants)
+    configure_cpu(config.runtime.threads)
+    device = choose_device(device_name)
+    checkpoint = load_checkpoint(folder.best)
+    prepared, profile = _what_it_was_trained_on(config, checkpoint, folder.best, variants)
+    model = restored(folder.best, checkpoint, config).to(device).eval()
+    return Run(folder, config, prepared, windows_for(config, prepared, device, profile), model)
+
+
+def _what_it_was_trained_on(
+    config: Config, checkpoint: Mapping[str, Any], path: Path, variants: Variants
+) -> tuple[Prepared, HistoricalProfile | None]:
+    kept = parse_config(checkpoint["settings"], path, variants)
+    names = ("adj_filename", "graph_signal_matrix_filename", "id_filename")  # files may have moved since
+    kept = replace(kept, data=replace(kept.data, **{name: getattr(config.data, name) for name in names}))
+    if differing := kept.differences(config):
+        raise InputError(f"{path}: found {differing[0]}, expected the settings in settings.ini beside it")
+    prepared = prepared_for(config)
+    if checkpoint["data_fingerprint"] != prepared.source_fingerprint:
+        series = config.data.graph_signal_matrix_filename
+        raise InputError(f"{series}: found another series than {path} was trained on, expected the same file")
+    profile, kept = profile_for(config, prepared), checkpoint["profile_week"]
+    if profile is not None and (kept is None or not np.allclose(profile.week, kept, rtol=1e-4)):
+        raise InputError(
+            f"{path}: found the historical profile of an earlier version, expected this one's: train the run anew; "
+            "predict.py forecasts with it as it is"
+        )
+    return prepared, profile
+
+
+def profile_for(config: Config, prepared: Prepared) -> HistoricalProfile | None:
+    """Return the historical profile, where the network asks for it."""
+    needed = config.variant.needs_profile(config.model)
+    return historical_profile(prepared, calendar_for(config)) if needed else None
+
+
+def windows_for(config: Config, prepared: Prepared, device: torch.device, profile: HistoricalProfile | None) -> Windows:
+    """Return the windows of a prepared series for networks on a device, with the historical profile if there is."""
+    on_host, series = config.runtime.data == "host", None if profile is None else profile.series
+    return Windows(prepared, config.data.num_for_predict, calendar_for(config), device, on_host, series)
+
+
+def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFolder, extra: dict[str, Any]) -> Trainer:
+    device = windows.device
+    print(f"{config.variant.name}: {_parameters(model):,} parameters on {device.type} ({describe_device(device)})")
+
+    def report(history: list[dict[str, Any]]) -> None:
+        folder.save_log(history)
+        print(epoch_line(history[-1]), flush=True)
+
+    size, at_once = config.training.batch_size, config.runtime.micro_batch
+    if 0 < at_once < size:
+        print(f"effective batch: {size} samples a step of the optimiser, computed {at_once} at a time")
+    label_starts = windows.prepared.label_starts
+    if config.training.padded_history:
+        padded = padded_label_starts(windows.prepared, config.data.steps_per_day)
+        print(f"padded history: {len(padded):,} more samples beside {len(label_starts['train']):,} in training")
+        label_starts = {**label_starts, "train": np.concatenate([padded, label_starts["train"]])}
+    accelerate(model.to(device), config.runtime, device)
+    return Trainer(
+        model,
+        windows,
+        label_starts,
+        config.training,
+        folder,
+        extra,
+        report,
+        checkpoint_seconds=60 * config.runtime.checkpoint_minutes,
+        micro_batch=at_once,
+    )
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------- finishing
+
+
+def dry_run(config: Config, weights: Path | None = None) -> str:
+    """Train, validate and test on one batch each, keep nothing, and return a line on time and memory."""
+    training = replace(config.training, epochs=1, fine_tune_epochs=1, max_batches=1)
+    with TemporaryDirectory() as root:
+        trainer = start_run(replace(config, training=training), Path(root), "dry-run", weights).trainer
+        trainer.label_starts = {name: starts[: training.batch_size] for name, starts in trainer.label_starts.items()}
+        started = time.perf_counter()
+        trainer.fit()
+        trainer.test()
+    seconds, memory = time.perf_counter() - started, peak_memory(trainer.windows.device) / 2**30
+    return f"dry run, one batch of each stage, validation and test: {seconds:.1f} s, peak memory {memory:.2f} GiB"
+
+
+def finish_run(run: TrainingRun) -> dict[str, Any]:
+    """Train to the end, test the best weights, write the results, and return the content of metrics.json.
+
+    Raises:
+        InputError: training failed.
+        KeyboardInterrupt: with the command that goes on.
+    """
+    try:
+        run.trainer.fit()
+        return score_run(run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with: python run.py --resume {run.folder}") from None
+
+
+def score_run(run: TrainingRun) -> dict[str, Any]:
+    """Test the best weights, write the results, and return the content of metrics.json."""
+    trainer, prepared, config = run.trainer, run.prepared, run.config
+    tested = trainer.test()
+    horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
+    baselines = score_baselines(prepared, "test", horizon, calendar_for(config))
+    best: Mapping[str, Any] = next((entry for entry in reversed(trainer.progress.history) if entry["best"]), {})
+    assert tested.forecast is not None
+    metrics = {
+        "dataset": config.data.dataset_name,
+        "variant": config.variant.name,
+        "label": config.variant.label,
+        "seed": config.training.seed,
+        "parameters": _parameters(trainer.model),
+        "epochs": len(trainer.progress.history),
+        "best_epoch": best.get("epoch"),
+        "best_val_mae": best.get("val_mae"),
+        # Two results compare only when their targets are the same.
+        "test_set": {
+            "fingerprint": fingerprint_arrays(prepared.truth, starts, np.array(horizon)),
+            "samples": len(starts),
+            "first_label_start": int(starts[0]),
+            "last_label_start": int(starts[-1]),
+            "horizon": horizon,
+        },
+        "test": metrics_content(tested.errors),
+        "baselines": {name: metrics_content(errors) for name, errors in baselines.items()},
+    }
+    run.folder.save_predictions(tested.forecast, targets(prepared, starts, horizon), starts)
+    if config.variant.has_encoder:
+        _save_patch_positions(run.folder, trainer.model, trainer.windows, starts)
+    run.folder.save_metrics(metrics)
+    return metrics
+
+
+@torch.no_grad()
+def _save_patch_positions(
+    folder: RunFolder, model: nn.Module, windows: Windows, label_starts: NDArray[np.int64]
+) -> None:
+    """Write patch_positions.npz, where the patches of a network read the input; nothing for regular patches.
+
+    The npz holds `mean`, `low` and `high` (M, patch_len), the mean and the 5 % and 95 % quantiles over sensors and
+    over samples spread over `label_starts`, and the `label_starts` of these.
+    """
+    model.eval()
+    chosen = evenly_spaced(label_starts, PATCH_SAMPLES)
+    read = []
+    for batch in windows.batches(chosen, PATCH_BATCH):
+        positions = model.patch_positions(batch.inputs.series)  # type: ignore[operator]
+        if positions is None:
+            return
+        read.append(positions.flatten(0, 1).cpu())
+    values = torch.cat(read).double().numpy()  # (samples * N, M, patch_len)
+    low, high = np.quantile(values, [0.05, 0.95], axis=0)
+    arrays = {"mean": values.mean(axis=0), "low": low, "high": high, "label_starts": chosen}
+    save_npz(folder.patch_positions, arrays)
+
+
+def complete_run(config: Config, root: Path, name: str, variants: Variants) -> RunFolder:
+    """Return the folder of a finished run of that name: found finished, resumed, or started and taken to its end.
+
+    Raises:
+        InputError: there is a run of that name with other settings.
+    """
+    folder = RunFolder(root / config.data.dataset_name / name)
+    if not folder.exists():
+        finish_run(start_run(config, root, name))
+        return folder
+    there = folder.read_config(variants)
+    differing = there.differences(config)
+    if there.training.seed != config.training.seed:
+        differing.append(f"Training.seed {there.training.seed}")
+    if differing:
+        raise InputError(
+            f"{folder.settings}: found {differing[0]}, expected the settings asked for, or a new name for the run"
+        )
+    if folder.is_finished():
+        remove_partial_files(folder)  # a kill may have come while the figures were drawn
+    else:
+        finish_run(resume_run(folder, variants, config.runtime.device))
+    return folder

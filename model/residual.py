@@ -1,0 +1,249 @@
+"""Forecasting the residual, flow less historical profile: a small MLP, with or without the encoder of DTG-LKNet.
+
+    last hour less its historical profile -> linear autoregression on the topology graph -> first forecast (B, N, P)
+    last hour, past days, profile, autoregression, neighbour means, memory -> one token a sensor -> correction (B, N, P)
+
+The memory (B, N, M, C) is that of the paper's encoder; `residual_mlp` has none. What each part is worth stands in
+results/accuracy.md.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from lib.ini import Count, Switch
+from lib.interface import Graphs, Inputs, Sizes, Variant
+from model.embeddings import HarmonicEmbedding
+from model.encoder import DTGLKNetEncoder, EncoderSettings
+from model.graph_autoregression import GraphAutoregression
+from model.mlp import ResidualMLPBlock
+
+LAYERS = 3  # residual MLP blocks of a head
+LONGEST_HOURS = 23  # a profile of the day before covers this much of the next day
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualMLPSettings:
+    """The parts of the residual MLP."""
+
+    residual: Annotated[Switch, "forecast the residual, flow less historical profile; off: the change of the flow"] = (
+        True
+    )
+    autoregression: Annotated[Switch, "correct a linear autoregression of the residual on the topology graph"] = True
+    direct_head: Annotated[Switch, "half of the forecast is of the flow itself, from the last hour alone"] = True
+    identity: Annotated[Switch, "embeddings of sensor, time of day and day of the week"] = True
+    harmonics: Annotated[Count, "harmonics of the day that the embedding of its time has"] = 48
+    graph_means: Annotated[Switch, "sensors see the mean of all, of similar and of near sensors"] = True
+    past_days: Annotated[Switch, "sensors see the hour to forecast on the input's earlier days and weeks"] = True
+
+    def faults(self, sizes: Sizes) -> dict[str, str]:
+        """Return what is wrong with these settings, by key."""
+        if not self.residual:
+            return {}
+        if not sizes.hours:
+            return {"residual": "found on, expected num_of_hours of at least 1, or off"}
+        longest = LONGEST_HOURS * sizes.steps_per_hour
+        if sizes.horizon > longest:
+            return {"residual": f"found on, expected num_for_predict of at most {longest} ({LONGEST_HOURS} h), or off"}
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualSettings(ResidualMLPSettings, EncoderSettings):
+    """The parts of the residual MLP and of the encoder."""
+
+    def faults(self, sizes: Sizes) -> dict[str, str]:
+        """Return what is wrong with these settings, by key."""
+        return {**EncoderSettings.faults(self, sizes), **ResidualMLPSettings.faults(self, sizes)}
+
+
+def _needs_profile(settings: ResidualMLPSettings) -> bool:
+    return settings.residual
+
+
+def _needs_autoregression(settings: ResidualMLPSettings) -> bool:
+    return settings.residual and settings.autoregression  # it is of the residual
+
+
+def mean_weights(allowed: Tensor) -> Tensor:
+    """Return the weights (N, N) of the mean over the other sensors that a mask (N, N) allows; 0 if none is."""
+    others = allowed.float().fill_diagonal_(0)
+    return others / others.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+class SensorMLP(nn.Module):
+    """From a few values of each sensor, and which sensor and time it is, to P numbers, by residual MLP blocks.
+
+    Args:
+        sensors: N.
+        values: how many values of a sensor are read.
+        sizes: of which the width of a token is four times `channels`.
+        settings: says whether there are embeddings, and of how many harmonics.
+    """
+
+    def __init__(self, sensors: int, values: int, sizes: Sizes, settings: ResidualMLPSettings) -> None:
+        super().__init__()
+        width = 4 * sizes.channels
+        self.embedding = nn.Linear(values, width)
+        self.identity = (
+            HarmonicEmbedding(sensors, sizes.steps_per_day, width, settings.harmonics) if settings.identity else None
+        )
+        self.blocks = nn.Sequential(*(ResidualMLPBlock(width, sizes.dropout) for _ in range(LAYERS)))
+        self.prediction = nn.Linear(width, sizes.horizon)
+        # So that training starts from what the numbers are added to.
+        nn.init.zeros_(self.prediction.weight)
+        nn.init.zeros_(self.prediction.bias)
+
+    def forward(self, values: Tensor, step_of_week: Tensor) -> Tensor:
+        """Map values (B, N, any) at a step of the week (B,) to numbers (B, N, P)."""
+        token = self.embedding(values)  # (B, N, D)
+        if self.identity is not None:
+            token = token + self.identity(step_of_week)
+        return self.prediction(self.blocks(token))  # (B, N, P)
+
+
+class HorizonDecoder(nn.Module):
+    """Forecast the whole horizon at once by two heads: the residual head, and the direct head, of the flow itself.
+
+    Neither is fed a forecast of its own, so they cannot drift, and teacher forcing and the rollout are the same. The
+    heads err differently, and the forecast is their mean. In training both are returned, each with its own loss, so
+    neither learns to compensate for the other.
+
+    Args:
+        graphs: of the sensors.
+        sizes: of input and horizon.
+        settings: which parts there are.
+        memory_channels: width of a sensor's whole memory, M * C; 0 for a decoder without an encoder.
+    """
+
+    mean_weights: Tensor | None
+
+    def __init__(self, graphs: Graphs, sizes: Sizes, settings: ResidualMLPSettings, memory_channels: int = 0) -> None:
+        super().__init__()
+        sensors, self.hour, horizon = len(graphs.topology), sizes.steps_per_hour, sizes.horizon
+        self.residual = settings.residual
+        self.past_days = sizes.weeks + sizes.days if settings.past_days else 0
+        self.same_steps = min(self.hour, horizon)  # steps of a past day's hour at the times of steps to forecast
+        self.autoregression = None
+        if _needs_autoregression(settings):
+            if graphs.autoregression is None:
+                raise ValueError("found graphs without coefficients, expected those of an autoregression")
+            self.autoregression = GraphAutoregression(graphs.autoregression, horizon)
+        masks = (torch.ones_like(graphs.similarity), graphs.similarity, graphs.topology) if settings.graph_means else ()
+        weights = torch.stack([mean_weights(mask) for mask in masks]) if masks else None  # (3, N, N)
+        self.register_buffer("mean_weights", weights, persistent=False)
+
+        own = (2 * self.hour + horizon if settings.residual else self.hour) + self.past_days * self.same_steps
+        expected = 0 if self.autoregression is None else horizon
+        values = own + expected + len(masks) * self.hour + memory_channels
+        self.residual_head = SensorMLP(sensors, values, sizes, settings)
+        self.direct_head = SensorMLP(sensors, self.hour, sizes, settings) if settings.direct_head else None
+
+    def forward(self, inputs: Inputs, memory: Tensor | None = None) -> Tensor:
+        """Forecast (B, N, P), perhaps with the memory (B, N, M, C) of the series; in training (2, B, N, P), by head."""
+        residual = self.by_residual(inputs, memory)  # (B, N, P)
+        if self.direct_head is None:
+            return residual
+        direct = self.direct_head(inputs.series[:, :, -self.hour :], inputs.step_of_week)  # (B, N, P)
+        heads = torch.stack([direct, residual])  # (2, B, N, P)
+        return heads if self.training else heads.mean(dim=0)
+
+    def by_residual(self, inputs: Inputs, memory: Tensor | None) -> Tensor:
+        """Forecast (B, N, P) as a base and a correction; the base is the profile, or the last value without it."""
+        hour = inputs.series[:, :, -self.hour :]  # (B, N, h)
+        values = [hour]
+        if self.residual:
+            assert inputs.profile is not None
+            profile_hour, base = inputs.profile.tensor_split([self.hour], dim=-1)  # (B, N, h), (B, N, P)
+            residual = hour - profile_hour
+            values += [residual, base]
+        else:
+            base = hour[:, :, -1:]  # (B, N, 1)
+            residual = hour - base
+        if self.past_days:
+            hours = inputs.series[:, :, : self.past_days * self.hour].unflatten(2, (self.past_days, self.hour))
+            past = hours[..., : self.same_steps] - base[:, :, None, : self.same_steps]  # (B, N, days, min(h, P))
+            values.append(past.flatten(2))
+        if self.autoregression is not None:
+            expected = self.autoregression(residual)  # (B, N, P)
+            values.append(expected)
+            base = base + expected
+        if self.mean_weights is not None:
+            means = self.mean_weights @ residual.unsqueeze(1)  # (B, 3, N, h)
+            values.append(means.transpose(1, 2).flatten(2))
+        if memory is not None:
+            values.append(memory.flatten(2))
+        return base + self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)
+
+
+class ResidualDTGLKNet(DTGLKNetEncoder):
+    """The encoder of DTG-LKNet under a decoder that forecasts the residual of the whole horizon at once.
+
+    Args:
+        graphs: of the sensors.
+        sizes: of input, layers and horizon.
+        settings: which parts there are.
+    """
+
+    def __init__(self, graphs: Graphs, sizes: Sizes, settings: ResidualSettings) -> None:
+        super().__init__(graphs, sizes, settings)
+        self.reset_parameters()  # of the encoder alone
+        sensors, channels = len(graphs.topology), sizes.channels
+        self.encoder_identity = (
+            HarmonicEmbedding(sensors, sizes.steps_per_day, channels, settings.harmonics) if settings.identity else None
+        )
+        self.decoder = HorizonDecoder(graphs, sizes, settings, memory_channels=self.tokens * channels)
+
+    def embed_series(self, inputs: Inputs) -> Tensor:
+        """Return the encoder's input tokens (B, N, M, C), which know their sensor and the time of the forecast."""
+        context = None
+        if self.encoder_identity is not None:
+            context = self.encoder_identity(inputs.step_of_week).unsqueeze(2)  # (B, N, 1, C)
+        return self.encoder_embedding(self.front_end(inputs.series, context), self.laplacian_encoding)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Forecast (B, N, P); in training (2, B, N, P), by head."""
+        return self.decoder(inputs, self.encode(inputs))
+
+
+class ResidualMLP(nn.Module):
+    """The decoder of `ResidualDTGLKNet` alone, without large kernels and encoder: small and fast.
+
+    Args:
+        graphs: of the sensors.
+        sizes: of input and horizon.
+        settings: which parts there are.
+    """
+
+    def __init__(self, graphs: Graphs, sizes: Sizes, settings: ResidualMLPSettings) -> None:
+        super().__init__()
+        self.decoder = HorizonDecoder(graphs, sizes, settings)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Forecast (B, N, P); in training (2, B, N, P), by head."""
+        return self.decoder(inputs)
+
+
+RESIDUAL = Variant(
+    name="residual",
+    label="residual DTG-LKNet",
+    network=ResidualDTGLKNet,
+    settings=ResidualSettings,
+    faults=ResidualSettings.faults,
+    needs_calendar=True,
+    needs_profile=_needs_profile,
+    needs_autoregression=_needs_autoregression,
+    has_encoder=True,
+)
+RESIDUAL_MLP = Variant(
+    name="residual_mlp",
+    label="residual MLP",
+    network=ResidualMLP,
+    settings=ResidualMLPSettings,
+    faults=ResidualMLPSettings.faults,
+    needs_calendar=True,
+    needs_profile=_needs_profile,
+    needs_autoregression=_needs_autoregression,
+)
