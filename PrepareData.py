@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.data.prepared import Prepared
-from lib.data.preparing import links_for, make_prepared, sensor_names, unlinked_sensors
+from lib.data.preparing import links_for, make_prepared, sensor_names, series_for, unlinked_sensors
 from lib.data.sensor_tables import is_table
-from lib.data.series import last_observed
+from lib.data.series import FLOW, last_observed, missing_markers, missing_values
 from lib.data.windowing import SPLITS
 from lib.errors import run_script
 from model.variants import VARIANTS
@@ -20,6 +22,7 @@ EXAMPLES = """examples:
   python PrepareData.py --config configurations/DEMO.conf --materialize /tmp/DEMO_windows.npz
 """
 NAMES_SHOWN = 10
+LEAST_SHARE = 0.01  # of its values, for a sensor to be counted as imputed
 
 
 def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None) -> list[str]:
@@ -36,6 +39,12 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
             f"{names[sensor] if names else sensor}); left out as targets: {targets[0]} of training, {targets[1]} of "
             f"validation, {targets[2]} of test"
         )
+    if prepared.imputed is not None:
+        share = prepared.imputed.mean(axis=0)  # of each sensor
+        lines.append(
+            f"imputed: {100 * share.mean():.2f} % of the values repeat the week or the day before for two hours or "
+            f"more, at {np.count_nonzero(share > LEAST_SHARE)} sensors; kept, and scored apart ([Data] imputed)"
+        )
     zeros = np.count_nonzero(prepared.truth == 0)
     if zeros:
         lines.append(
@@ -43,6 +52,15 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
             "are gaps, set [Data] missing = zero_is_missing"
         )
     return lines
+
+
+def marked_counts(flow: NDArray[Any], rule: str) -> list[str]:
+    """Return a line on the values of a flow (T, N) as read that mark gaps; none where none does."""
+    marks = [str(marker).removesuffix(".0") for marker in missing_markers(rule)]
+    counts = {f"of {mark}": missing_values(flow, mark).sum() - np.isnan(flow).sum() for mark in marks}
+    counts["negative"] = np.count_nonzero(flow < 0)
+    shown = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return [f"marked: {shown}; they are among the missing values"] if shown else []
 
 
 def main() -> None:
@@ -84,6 +102,9 @@ def main() -> None:
     print(f"flow  {prepared.minimum[0]:g} .. {prepared.maximum[0]:g} in training inputs")
     for line in missing_counts(prepared, config.data.num_for_predict, sensor_names(config, links)):
         print(line)
+    if config.data.missing not in ("error", "interpolate"):  # then none but NaN is missing
+        for line in marked_counts(series_for(config)[:, :, FLOW], config.data.missing):
+            print(line)
     print(f"wrote {config.prepared_path} ({config.prepared_path.stat().st_size / 2**20:.1f} MiB)")
     if arguments.materialize is not None:
         print(f"wrote {arguments.materialize} ({arguments.materialize.stat().st_size / 2**20:.1f} MiB)")

@@ -16,7 +16,7 @@ from lib.report.comparison import (
     table_paths,
     write_tables,
 )
-from lib.report.figures import error_against_time, horizons_compared, save_figure
+from lib.report.figures import draw_figure, error_against_time, horizons_compared
 from lib.report.text_tables import flow_unit
 from lib.run_folder import RunFolder
 from model.variants import VARIANTS
@@ -73,11 +73,10 @@ def main() -> None:
     print(write_tables(stem, "Comparison", rows, compared, groups[reference], data))
     unit, minutes = flow_unit(data.points_per_hour), 60 / data.points_per_hour
     maes = {name: group.by_horizon() for name, group in groups.items()}
-    save_figure(horizons_compared(maes, best_baselines(compared, BASELINES_DRAWN), minutes, unit), by_horizon)
-    written = [*table_paths(stem), by_horizon]
+    best = best_baselines(compared, BASELINES_DRAWN)
+    written = [*table_paths(stem), *draw_figure(lambda: horizons_compared(maes, best, minutes, unit), by_horizon)]
     if curves := {name: found for name, group in groups.items() if (found := group.curves())}:
-        save_figure(error_against_time(curves, unit), against_time)
-        written.append(against_time)
+        written += draw_figure(lambda: error_against_time(curves, unit), against_time)
     print("wrote", *written, sep="\n  ")
 
 

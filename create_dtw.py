@@ -6,9 +6,10 @@ from typing import get_args
 from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.data.dtw import Method, Rows
-from lib.data.preparing import make_distance, prepared_for
+from lib.data.preparing import dtw_paths, make_distance, prepared_for
 from lib.devices import choose_device
 from lib.errors import run_script
+from lib.numbers import number_text
 from model.variants import VARIANTS
 
 EXAMPLES = """examples:
@@ -50,8 +51,10 @@ def main() -> None:
     matrix, record = make_distance(config, prepared_for(config), graph.dtw_method, graph.dtw_radius, graph.dtw_rows)
 
     print(f"{record.method} DTW of {len(matrix)} sensors, mean of {record.days} days ({record.rows} rows)")
-    print(f"distances up to {matrix.max():.1f}, median {sorted(matrix.ravel())[matrix.size // 2]:.1f}")
-    print(f"wrote {config.dtw_path} and {config.dtw_record_path.name}")
+    median = sorted(matrix.ravel())[matrix.size // 2]
+    print(f"distances up to {number_text(matrix.max(), 1)}, median {number_text(median, 1)}")
+    matrix_path, record_path = dtw_paths(config, record)
+    print(f"wrote {matrix_path} and {record_path.name}")
     if changed:
         print(f"to use it in run.py, set {', '.join(setting.replace('Graph.', '[Graph] ') for setting in changed)}")
 

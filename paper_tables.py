@@ -7,18 +7,19 @@ from lib.command_line import ScriptParser
 from lib.config import CONFIGURATIONS, load_config
 from lib.errors import InputError, nearest, run_script
 from lib.files import REPOSITORY_ROOT, check_writable, written_whole
-from lib.report.paper_tables import collect, read_published, render
+from lib.report.paper_tables import collect, published_split, read_published, render
 from lib.run_folder import EXPERIMENTS
 from model.variants import VARIANTS
 
 EXAMPLES = """examples:
   python paper_tables.py                                  # PEMS03, 04, 07 and 08
   python paper_tables.py --dataset PEMS04 PEMS08 --format tex --output tables.tex
+  python paper_tables.py --dataset PEMS08 --split windows  # all windows of one hour, as in most papers
   python paper_tables.py --config configurations/DEMO.conf
 
 A run counts when its settings are those of its configuration under one of the recipes, but for the seed and what
 [Runtime] says beside precision; others are named on the standard error output, with the first setting that differs.
-Cells that have not been measured stay empty.
+Cells that have not been measured stay empty. Published rows are only those on the same targets ([Data] split).
 """
 
 
@@ -29,6 +30,9 @@ def main() -> None:
         "--dataset", nargs="+", default=["PEMS03", "PEMS04", "PEMS07", "PEMS08"], help="shipped data sets"
     )
     parser.add_argument("--config", nargs="+", type=Path, default=[], help="INI files instead, of any data sets")
+    parser.add_argument(
+        "--split", choices=("samples", "windows"), help="[Data] split of the runs (default: that of the INI file)"
+    )
     parser.add_argument("--format", choices=("md", "tex", "csv"), default="md")
     parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="where run folders are")
     parser.add_argument("--output", type=Path, help="file to write (default: the screen)")
@@ -42,12 +46,15 @@ def main() -> None:
     published_path = REPOSITORY_ROOT / "results" / "published.csv"
     if arguments.output is not None:
         check_writable(arguments.output, "--output", published_path, *paths)
-    datasets = [load_config(path, VARIANTS).data.dataset_name for path in paths]
-    collections = [collect(path, arguments.experiments, VARIANTS) for path in paths]
+    changes = [] if arguments.split is None else [f"Data.split={arguments.split}"]
+    configs = [load_config(path, VARIANTS, changes) for path in paths]
+    datasets = [config.data.dataset_name for config in configs]
+    collections = [collect(path, arguments.experiments, VARIANTS, changes) for path in paths]
     for dataset, collection in zip(datasets, collections, strict=True):
         for reason in collection.left_out:
             print(f"left out {dataset}/{reason}", file=sys.stderr)
-    published = read_published(published_path, datasets)
+    splits = {config.data.dataset_name: published_split(config) for config in configs}
+    published = read_published(published_path, splits)
     tables = {"all horizons together": [*published, *(row for each in collections for row in each.rows)]}
     for horizon in sorted({horizon for each in collections for horizon in each.horizon_rows}):
         tables[f"step {horizon}"] = [row for each in collections for row in each.horizon_rows.get(horizon, [])]

@@ -161,7 +161,7 @@ def preparation(settings: Settings) -> Iterator[Comparison]:
 
 def prepare_and_save(series: NDArray[np.float64], windows: WindowShape, path: Path) -> None:
     """Prepare a series (T, N, F) as PrepareData.py does."""
-    save_prepared(path, prepare(series, windows, ""))
+    save_prepared(path, prepare(series, windows, {}))
 
 
 def prepare_and_save_plainly(series: NDArray[np.float64], windows: WindowShape, path: Path) -> None:
@@ -174,7 +174,7 @@ def windows_difference(series: NDArray[np.float64], shape: WindowShape) -> float
 
     Inputs are scaled, targets are in raw units.
     """
-    prepared = prepare(series, shape, "")
+    prepared = prepare(series, shape, {})
     windows = Windows(prepared, shape.horizon, Calendar(24 * shape.points_per_hour), CPU)
     plain = prepare_windows(series, shape)
     fast = {}
@@ -263,7 +263,7 @@ def evaluation(settings: Settings) -> Iterator[Comparison]:
     """The evaluation pass over the test split, from one of its batches, and in full if asked."""
     shape, device, batch_size = settings.evaluated, settings.device, settings.evaluation_batch
     flow = synthetic_series(shape.rows, shape.sensors, 1, steps_per_day(shape), SEED)
-    prepared = prepare(flow, shape.windows, "")
+    prepared = prepare(flow, shape.windows, {})
     windows = Windows(prepared, shape.windows.horizon, Calendar(steps_per_day(shape)), device)
     workload = simulated_workload(shape.sensors, 1, shape.windows, settings.sizes, device)
     networks = {"fast": workload.network(), "plain": workload.plain_network()}

@@ -16,7 +16,7 @@ from benchmarks.limits import CLASSES, Limit
 from benchmarks.measure import Comparison
 from lib.devices import describe_device
 from lib.files import load_json, save_json, written_whole
-from lib.report.figures import COLOURS, save_figure
+from lib.report.figures import COLOURS, label_powers, save_figure
 
 # Of each unit: size, name, and the least figure that it is shown in; the first that fits.
 UNITS = {
@@ -192,6 +192,7 @@ def cost_against_sensors(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 draw_power_law(axes, np.array(points), title, colour, marker)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        label_powers(axes.yaxis)
         sensors = sorted({row["sensors"] for row in rows})
         axes.set_xticks(sensors, labels=map(str, sensors))
         axes.set_xticks([], minor=True)
@@ -208,7 +209,7 @@ def draw_power_law(axes: Axes, points: NDArray[np.float64], title: str, colour: 
     if len(points) > 1:
         exponent, factor = np.polyfit(np.log(sensors), np.log(cost), 1)
         axes.plot(sensors, np.exp(factor) * sensors**exponent, "--", color=colour, linewidth=1)
-        title = f"{title}, $N^{{{exponent:.2f}}}$"
+        title = f"{title}, N^{exponent:.2f}"
     axes.plot(sensors, cost, marker, color=colour, label=title)
 
 

@@ -189,7 +189,7 @@ def simulated_workload(
     reach = -int(windows.offsets.min())
     rows = reach + windows.horizon + batch + 10
     flow = synthetic_series(rows, sensors, 1, windows.points_per_hour * 24, SEED)
-    prepared = prepare(flow, windows, "")
+    prepared = prepare(flow, windows, {})
     gathered = Windows(prepared, windows.horizon, Calendar(windows.points_per_hour * 24), torch.device("cpu"))
     samples = gathered.batch(torch.arange(reach, reach + batch))
     inputs = samples.inputs

@@ -106,7 +106,8 @@ def vector_autoregression(
 
     x[t] = x[t-1] A_1 + x[t-2] A_2 + x[t-3] A_3 on values standardised by sensor (Lütkepohl 2005, New Introduction to
     Multiple Time Series Analysis, chapter 2; the penalty as in Hoerl and Kennard 1970). Mean, deviation and A are those
-    of the training rows. The penalty is chosen on every P-th validation sample, whose targets do not overlap. Where
+    of the training rows. A forecast stays within twice the largest deviation from the mean that the training rows have.
+    The penalty is chosen on every P-th validation sample, whose targets do not overlap. Where
     targets of the fit are missing, they are forward-filled.
     """
     del calendar
@@ -117,6 +118,8 @@ def vector_autoregression(
     deviation = filled[:rows].std(axis=0, dtype=np.float64)
     deviation[deviation == 0] = 1
     inputs = (filled - mean) / deviation
+    # An unstable law grows without end, and over a long horizon its forecasts would be infinite.
+    limit = 2 * np.abs(inputs[:rows]).max(axis=0)  # (N,)
 
     # The normal equations block by block, so that the inputs are never laid side by side for all rows.
     lagged = [inputs[lags - lag : rows - lag] for lag in range(1, lags + 1)]  # each (rows - lags, N)
@@ -132,7 +135,7 @@ def vector_autoregression(
         forecast = np.empty((len(starts), sensors, horizon), dtype=np.float32)
         state = np.concatenate([inputs[starts - lag] for lag in range(1, lags + 1)], axis=1)  # (samples, lags N)
         for step in range(horizon):
-            ahead = state @ solution
+            ahead = np.clip(state @ solution, -limit, limit)
             forecast[:, :, step] = ahead * deviation + mean
             state = np.concatenate([ahead, state[:, :-sensors]], axis=1)
         return forecast
@@ -164,17 +167,25 @@ BASELINES = {
 }
 
 
-def score_baselines(prepared: Prepared, split: str, horizon: int, calendar: Calendar) -> dict[str, ForecastErrors]:
-    """Return the errors of each baseline on a split's targets, but for those that look back before the series."""
+def score_baselines(
+    prepared: Prepared, split: str, horizon: int, calendar: Calendar
+) -> dict[str, tuple[ForecastErrors, ForecastErrors | None]]:
+    """Return the errors of each baseline on a split's targets, but for those that look back before the series.
+
+    The second errors are those of the measured targets alone; None for a series where nothing is imputed.
+    """
     starts = prepared.label_starts[split]
-    truth = torch.from_numpy(targets(prepared, starts, horizon))
+    truths = [prepared.truth, *([] if prepared.measured is None else [prepared.measured])]
+    targets_of = [torch.from_numpy(_windows(truth, starts, np.arange(horizon))) for truth in truths]
     scored = {}
     for name, baseline in BASELINES.items():
         if starts[0] < baseline.days_back * calendar.steps_per_day:
             continue
-        errors = ForecastErrors.zero(horizon)
-        errors.update(torch.from_numpy(baseline.forecast(prepared, starts, horizon, calendar)), truth)
-        scored[name] = errors
+        forecast = torch.from_numpy(baseline.forecast(prepared, starts, horizon, calendar))
+        errors = [ForecastErrors.zero(horizon) for _ in targets_of]
+        for each, target in zip(errors, targets_of, strict=True):
+            each.update(forecast, target)
+        scored[name] = (errors[0], errors[1] if len(errors) > 1 else None)
     return scored
 
 

@@ -17,7 +17,7 @@ from lib.interface import Graphs
 CHECKPOINT_FORMAT = 2
 # In every checkpoint, for its readers. Graphs travel with the weights: the eigenbasis of the Laplacian encoding is
 # arbitrary, and the weights rely on it.
-CARRIED = ("settings", "graphs", "scaling", "sensor_ids", "data_fingerprint", "profile_week")
+CARRIED = ("settings", "graphs", "scaling", "sensor_ids", "made_from", "profile_week")
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
@@ -73,6 +73,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     found = checkpoint.get("format")
     if not isinstance(found, int) or found != CHECKPOINT_FORMAT:
         raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}".replace("\n", " "))
+    if "data_fingerprint" in checkpoint:  # written before runs kept more of what they were trained on
+        checkpoint["made_from"] = {"series": checkpoint.pop("data_fingerprint")}
     for key in (*CARRIED, "weights", "progress"):
         if key not in checkpoint:
             raise InputError(f"{path}: found no '{key}', expected a checkpoint of this project")

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from lib.data.series import MISSING_WORDS, missing_rule
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, printable
 from lib.ini import (
@@ -17,7 +18,9 @@ from lib.ini import (
     Entry,
     FilePath,
     FolderName,
+    FolderPath,
     Horizon,
+    Kind,
     LearningRate,
     LocalTime,
     Name,
@@ -39,7 +42,7 @@ from lib.ini import (
     read_value,
     section_text,
 )
-from lib.interface import Sizes, Variant, Variants
+from lib.interface import Needs, Sizes, Variant, Variants
 
 CONFIGURATIONS = REPOSITORY_ROOT / "configurations"
 RECIPES = CONFIGURATIONS / "recipes"
@@ -49,7 +52,16 @@ UNUSED_KEYS = {
     "Data": ("len_input",),
     "Training": ("use_nni", "model_name", "start_epoch", "encoder_input_size", "decoder_input_size"),
 }
+MissingRule = Annotated[
+    str,
+    Kind(
+        f"error, or a list of {', '.join(MISSING_WORDS)} and numbers, separated by commas",
+        missing_rule,
+        choices=("error", *MISSING_WORDS),
+    ),
+]
 VARIANT = ("Model", "variant")
+FILE_SETTINGS = ("adj_filename", "graph_signal_matrix_filename", "id_filename")  # of [Data]
 SECTION_NAMES = ("Data", "Training", "Model", "Graph", "Runtime")
 
 
@@ -66,11 +78,22 @@ class DataConfig:
     points_per_hour: Annotated[StepsPerHour, "time steps in an hour"]
     num_for_predict: Annotated[Horizon, "P, the number of steps to forecast"]
     dataset_name: Annotated[FolderName, "begins the names of the files made"]
+    cache: Annotated[
+        FolderPath | None, "the folder of the files made from the series; without it, beside the series"
+    ] = None
     start: Annotated[LocalTime | None, "local time of the first step; variants that know the time need it"] = None
     missing: Annotated[
-        Literal["error", "zero_is_missing", "interpolate"],
-        "error: no value may be missing; interpolate: NaN, empty cells and absent rows are; zero_is_missing: 0 is too",
+        MissingRule,
+        "error: no value may be missing; interpolate: NaN, empty cells and absent rows are; zero_is_missing: 0 is too; "
+        "a number, or negative_is_missing: these are too",
     ] = "error"
+    imputed: Annotated[
+        Literal["keep", "missing"], "values that PeMS filled in: keep them, as papers do, or count them as missing"
+    ] = "keep"
+    split: Annotated[
+        Literal["samples", "windows"],
+        "samples: split the samples whose whole input exists; windows: all windows of one hour, as most papers do",
+    ] = "samples"
 
     @property
     def steps_per_day(self) -> int:
@@ -79,8 +102,15 @@ class DataConfig:
 
     @property
     def folder(self) -> Path:
-        """The folder of the series, where the files made from it are kept too."""
-        return self.graph_signal_matrix_filename.parent
+        """The folder of the files made from the series."""
+        return self.graph_signal_matrix_filename.parent if self.cache is None else self.cache
+
+    @property
+    def anywhere(self) -> "DataConfig":
+        """The same settings wherever the files lie: of their paths the names alone, and no cache."""
+        paths = {name: getattr(self, name) for name in FILE_SETTINGS}
+        names: dict[str, Any] = {name: path and Path(path.name) for name, path in paths.items()}
+        return replace(self, cache=None, **names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,14 +211,21 @@ class Config:
         return _sizes(self.data, self.training)
 
     @property
-    def experiment(self) -> "Config":
-        """What makes two runs the same experiment: all settings but the seed and, of [Runtime], all but precision.
+    def needs(self) -> Needs:
+        """What the network asks for beside the series."""
+        return self.variant.needs(self.model)
 
-        The rest of [Runtime] says where and how fast a run is computed; it changes rounding at most. Two runs of one
-        experiment differ by their seeds; resuming, comparing and tabulating all go by this.
+    @property
+    def experiment(self) -> "Config":
+        """What makes two runs the same experiment: all settings but the seed, where files lie, and most of [Runtime].
+
+        Of [Runtime] the precision counts. The rest says where and how fast a run is computed; it changes rounding at
+        most. Of a file its name counts and not its folder. Two runs of one experiment differ by their seeds; resuming,
+        comparing and tabulating all go by this.
         """
         return replace(
             self,
+            data=self.data.anywhere,
             training=replace(self.training, seed=0),
             runtime=RuntimeConfig(precision=self.runtime.precision),
         )
@@ -212,17 +249,8 @@ class Config:
         """The series and its samples, made by PrepareData.py."""
         training = self.training
         segments = f"w{training.num_of_weeks}d{training.num_of_days}h{training.num_of_hours}"
-        return self.data.folder / f"{self.data.dataset_name}_{segments}p{self.data.num_for_predict}.npz"
-
-    @property
-    def dtw_path(self) -> Path:
-        """The DTW distances, made by create_dtw.py."""
-        return self.data.folder / f"{self.data.dataset_name}_dtw.npy"
-
-    @property
-    def dtw_record_path(self) -> Path:
-        """What the DTW distances were made of."""
-        return self.data.folder / f"{self.data.dataset_name}_dtw.json"
+        rules = "".join(f"_{rule}" for rule in (self.data.split, self.data.imputed) if rule in ("windows", "missing"))
+        return self.data.folder / f"{self.data.dataset_name}_{segments}p{self.data.num_for_predict}{rules}.npz"
 
     def to_ini(self) -> str:
         """Return the text of an INI file with every setting; loading it gives an equal `Config`."""
@@ -385,7 +413,8 @@ def parse_config(
     for names, check in _AGREEMENTS:
         if all(name in values for name in names) and (fault := check(*(values[name] for name in names))):
             faults.append(f"{_place(path, entries, names[0])}: {fault}")
-    if variant and variant.needs_calendar and values.get(("Data", "start"), True) is None:
+    timed = variant is not None and complete("Model") and variant.needs(built("Model")).calendar
+    if variant and timed and values.get(("Data", "start"), True) is None:
         place = _place(path, entries, ("Data", "start"))
         expected = f"expected the time of the first step, for variant = {variant.name} knows time and weekday"
         faults.append(f"{place}: found nothing, {expected}")

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+from lib.output import make_output_safe
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -23,7 +25,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`, ending with exit code 2 and no traceback on an `InputError`, 130 on Ctrl-C."""
+    """Run a script's `main`, ending with exit code 2 and no traceback on an `InputError`, 130 on Ctrl-C.
+
+    What it prints never raises (`lib.output`).
+    """
+    make_output_safe()
     try:
         main()
     except InputError as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lib.errors import InputError, nearest
 
+PICKLES = (".pkl", ".pickle")
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -111,28 +112,77 @@ def fingerprint_arrays(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def load_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+def refuse_pickle(path: Path, expected: str, way_out: str) -> None:
+    """Refuse a file that is a pickle by its ending.
+
+    Args:
+        path: of the file.
+        expected: the formats there are.
+        way_out: Python that writes its content in one of them.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise InputError(
+            f"{path}: found a pickle, which runs any program that its writer put in, expected {expected}. If you trust "
+            f'the writer, or in a container without your files: python -c "{way_out}"'
+        )
+
+
+def load_npy(path: Path, expected: str) -> NDArray[Any]:
+    """Read the array of an npy file, refusing a pickled one.
+
+    Args:
+        path: of the file.
+        expected: what the array is, for the message where there is no file.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds a pickled array.
+    """
+    try:
+        with path.open("rb") as handle:
+            return np.lib.format.read_array(handle, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected {expected}") from None
+    except (OSError, MemoryError) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+    except Exception as error:  # NumPy raises many kinds on a damaged file
+        raise InputError(f"{path}: found a damaged file ({reason(error)}), expected a matrix in npy format") from None
+
+
+def load_npz(path: Path, keys: tuple[str | tuple[str, ...], ...]) -> dict[str, NDArray[Any]]:
     """Read the named arrays of an npz file, refusing pickled ones.
+
+    Args:
+        path: of the file.
+        keys: names of the arrays; of several names in one place, the first that is there.
 
     Raises:
         InputError: the file is missing or damaged, or lacks a key, or holds a pickled array.
     """
+    choices = [(key,) if isinstance(key, str) else key for key in keys]
+    wanted = ", ".join(" or ".join(choice) for choice in choices)
     try:
         with path.open("rb") as handle:
             if handle.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
-                raise InputError(f"{path}: found a single array, expected an npz archive with {', '.join(keys)}")
+                raise InputError(f"{path}: found a single array, expected an npz archive with {wanted}")
             # np.load takes a text for a pickle, and gives the bytes of a member that is no array.
             with zipfile.ZipFile(handle) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-                for key in keys:
-                    if key not in names:
-                        found = ", ".join(names) or "nothing"
-                        raise InputError(f"{path}: found arrays {found}, expected '{key}'{nearest(key, names)}")
-                return {key: _read_member(archive, key) for key in keys}
+                there = []
+                for choice in choices:
+                    if not set(choice) & set(names):
+                        found, expected = ", ".join(names) or "nothing", " or ".join(f"'{key}'" for key in choice)
+                        raise InputError(
+                            f"{path}: found arrays {found}, expected {expected}{nearest(choice[0], names)}"
+                        )
+                    there.append(next(key for key in choice if key in names))
+                return {key: _read_member(archive, key) for key in there}
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected an npz archive with {', '.join(keys)}") from None
+        raise InputError(f"{path}: no such file, expected an npz archive with {wanted}") from None
     except (OSError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except Exception as error:  # NumPy, zipfile and zlib raise many kinds on a damaged file

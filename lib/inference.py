@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lib.checkpoints import load_checkpoint, restored
-from lib.config import Config, parse_config
+from lib.config import Config, DataConfig, parse_config
+from lib.data.imputed import causal_flags, imputed_values
 from lib.data.preparing import window_shape
-from lib.data.sensor_tables import check_sensor_count, grid_steps, is_table, read_table
-from lib.data.series import FLOW, Scaling, fill_gaps, find_gaps, missing_values, read_series
-from lib.data.windowing import Calendar
+from lib.data.profile import DECAY, historical_profile
+from lib.data.sensor_tables import check_sensor_count, grid_steps, is_table, read_table, start_time
+from lib.data.series import FLOW, Scaling, fill_gaps, find_gaps, missing_values, read_series, refuse_negative
+from lib.data.windowing import Calendar, time_of_step
 from lib.devices import choose_device, configure_cpu
 from lib.errors import InputError, nearest
 from lib.files import written_whole
 from lib.interface import Inputs, Variants
 from lib.metrics import ForecastErrors
+from lib.numbers import number_text
 from lib.run_folder import BEST, RunFolder
 
 FAULTS_SHOWN = 5
+PROFILE_DAYS = 14  # of a file, for a historical profile of its own
 HEADER = ("time", "sensor", "minutes_ahead", "forecast")
 
 
@@ -41,7 +45,8 @@ class Forecaster:
         model: with the best weights, in evaluation mode, on `device`.
         config: the settings of the run; the files that they name need not be there.
         scaling: of the flow.
-        sensor_ids: (N,) ids in the model's order, where the run's links speak ids.
+        sensors: (N,) names in the model's order; where the run had none they are its positions, 0 to N - 1.
+        named: whether the run had names.
         profile_week: (steps of a week, N), the historical profile, of a network that asks for it.
         device: where to compute.
     """
@@ -50,7 +55,8 @@ class Forecaster:
     model: nn.Module
     config: Config
     scaling: Scaling
-    sensor_ids: tuple[str, ...] | None
+    sensors: tuple[str, ...]
+    named: bool
     profile_week: NDArray[np.float32] | None
     device: torch.device
 
@@ -63,6 +69,16 @@ class Forecaster:
     def steps_needed(self) -> int:
         """The number of steps before the forecast that its inputs reach back."""
         return -int(self.offsets.min())
+
+    @property
+    def steps_useful(self) -> int | None:
+        """The number of steps before the forecast that tell more, None for all that there are."""
+        if self.config.needs.carried_profile:
+            return None
+        week_and_more = 8 * self.config.data.steps_per_day
+        if self.config.data.imputed == "missing":
+            return self.steps_needed + week_and_more
+        return max(self.steps_needed, week_and_more if self.config.needs.imputed else 0)
 
 
 def load_forecaster(folder: RunFolder, variants: Variants, device_name: str) -> Forecaster:
@@ -86,7 +102,8 @@ def load_forecaster(folder: RunFolder, variants: Variants, device_name: str) -> 
         model,
         config,
         Scaling(**checkpoint["scaling"]),
-        None if ids is None else tuple(map(str, ids)),
+        tuple(map(str, range(config.data.num_of_vertices) if ids is None else ids)),
+        ids is not None,
         None if profile_week is None else profile_week.numpy(),
         device,
     )
@@ -104,7 +121,9 @@ class History:
         flow: (T, N) vehicles a step, NaN where it is missing.
         sensors: (N,) names, in the model's order.
         first_step: the number of the first step in the file, counted from 0.
-        start: the time of the file's first step, where it has times.
+        start: the time of the file's first step by all its rows; of a file without times that of the run's series, if
+            it is known.
+        has_times: whether the file has times.
         points_per_hour: time steps in an hour.
     """
 
@@ -113,57 +132,80 @@ class History:
     sensors: tuple[str, ...]
     first_step: int
     start: datetime | None
+    has_times: bool
     points_per_hour: int
 
     def label(self, index: int) -> str:
-        """Return the time of a step, by its index into `flow` or beyond, or its number in a file without times."""
+        """Return the time of a step, by its index into `flow` or beyond, or its number where no time is known."""
         step = self.first_step + index
-        return str(step) if self.start is None else str(self.start + timedelta(hours=1) * step / self.points_per_hour)
+        return str(step) if self.start is None else str(time_of_step(self.start, step, self.points_per_hour))
 
     def until(self, end: int) -> "History":
         """Return the history without the steps from an index on."""
         return replace(self, flow=self.flow[:end])
 
 
-def read_history(path: Path, forecaster: Forecaster, steps: int) -> History:
-    """Read the last steps of a PEMS npz archive or a sensor table, or all where there are fewer.
+def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_position: bool = False) -> History:
+    """Read the last steps of a PEMS npz archive or a sensor table, or all where there are fewer, or steps is None.
 
-    The columns of a table are found by the ids of the forecaster's sensors, and go by position where it has none, as
-    the sensors of an archive do. Steps that are absent from a table are gaps, and flows of 0 are where the run was
-    trained with [Data] missing = zero_is_missing.
+    The columns of a table are found by the names of the forecaster's sensors, with `by_position` by their order; an
+    archive has no names. Steps that are absent from a table are gaps, and so is what [Data] missing of the run says.
 
     Raises:
         InputError: the file is not as it should be, or its sensors are not those of the forecaster.
     """
-    data, ids = forecaster.config.data, forecaster.sensor_ids
+    data, sensors = forecaster.config.data, forecaster.sensors
     if not is_table(path):
         series = read_series(path, data.num_of_vertices, gaps=True)
-        names = ids or tuple(map(str, range(data.num_of_vertices)))
-        first = max(0, len(series) - steps)
+        first = 0 if steps is None else max(0, len(series) - steps)
         flow = series[first:, :, FLOW].astype(np.float64)
-        flow[missing_values(flow, data.missing)] = np.nan
-        return History(path, flow, names, first, None, data.points_per_hour)
+        return _checked(History(path, flow, sensors, first, data.start, False, data.points_per_hour), data)
 
     table = read_table(path)
-    columns: Sequence[int] = range(len(table.sensors))
-    if ids is None:
+    if by_position:
         check_sensor_count(path, table.sensors, data.num_of_vertices)
-    else:
-        columns = _columns_of(ids, table.sensors, path, forecaster.path)
+        sensors = table.sensors
+    columns = _columns_of(sensors, table.sensors, path, forecaster)
     step_of_row = grid_steps(table, data.points_per_hour)
-    first = max(0, int(step_of_row[-1]) + 1 - steps)
+    first = 0 if steps is None else max(0, int(step_of_row[-1]) + 1 - steps)
     kept = step_of_row >= first
     flow = np.full((int(step_of_row[-1]) + 1 - first, data.num_of_vertices), np.nan)
     flow[step_of_row[kept] - first] = table.values[kept][:, columns]
-    flow[missing_values(flow, data.missing)] = np.nan
-    return History(path, flow, ids or table.sensors, first, table.time(0), data.points_per_hour)
+    start = start_time(table, data.points_per_hour)
+    return _checked(History(path, flow, sensors, first, start, True, data.points_per_hour), data)
 
 
-def _columns_of(ids: Sequence[str], columns: Sequence[str], path: Path, checkpoint: Path) -> list[int]:
-    position = {name: index for index, name in enumerate(columns)}
-    unknown, missing = [name for name in columns if name not in ids], [name for name in ids if name not in position]
+def _checked(history: History, data: DataConfig) -> History:
+    """Return a history with NaN where the flow is missing by [Data] missing and imputed, and refuse negative flows."""
+    rule = data.missing
+    history.flow[missing_values(history.flow, rule)] = np.nan
+    if data.imputed == "missing":
+        history.flow[imputed_values(history.flow.astype(np.float32), Calendar(data.steps_per_day))] = np.nan
+    way_out = "leave the cells empty, or NaN in an archive"
+    try:
+        refuse_negative(history.flow, rule, history.sensors.__getitem__, history.label, way_out)
+    except InputError as error:
+        raise InputError(f"{history.path}: {error}") from None
+    return history
+
+
+def _columns_of(sensors: Sequence[str], columns: Sequence[str], path: Path, forecaster: Forecaster) -> list[int]:
+    """Return the columns (N,) of sensors, by their names.
+
+    Raises:
+        InputError: the names are not those of the sensors, in any order.
+    """
+    position, checkpoint = {name: index for index, name in enumerate(columns)}, forecaster.path
+    unknown = sorted(set(columns) - set(sensors), key=columns.index)
+    missing = [name for name in sensors if name not in position]
     if not unknown and not missing:
-        return [position[name] for name in ids]
+        return [position[name] for name in sensors]
+    if not forecaster.named:
+        check_sensor_count(path, columns, len(sensors))
+        raise InputError(
+            f"{path}: found column {unknown[0]!r}, expected 0 to {len(sensors) - 1}, as {checkpoint} was trained "
+            "without names; where the columns are in the order of its sensors, add --by-position"
+        )
     faults = [
         *(
             f"column {name!r}, expected a sensor of {checkpoint}{nearest(name, missing)}"
@@ -211,32 +253,93 @@ def model_inputs(history: History, offsets: NDArray[np.int64], max_gap: int) -> 
     return filled[length + offsets], int(np.isnan(history.flow[is_input]).sum())
 
 
-def next_step_of_week(history: History, config: Config) -> int:
-    """Return the step of the week after a history; a file without times is taken to start when the training's did."""
-    calendar = Calendar.starting(history.start or config.data.start, config.data.points_per_hour)
-    return calendar.step_of_week(history.first_step + len(history.flow))
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """What is known of the steps to forecast beside the input windows, in vehicles a step.
+
+    Attributes:
+        step_of_week: of the first step to forecast.
+        profile: (h + P, N), the historical profile of the last hour and of the steps to forecast; None if not needed.
+        imputed: (N,), which sensors are imputed; None if it is not needed, or none is.
+        last_week: (P, N), the values a week before the steps to forecast; None like `imputed`.
+        notes: lines for the user.
+    """
+
+    step_of_week: int
+    profile: NDArray[np.float32] | None = None
+    imputed: NDArray[np.bool_] | None = None
+    last_week: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
+    """Return what a run's network asks for of the steps after a history, by the same rules as in training."""
+    config, horizon = forecaster.config, forecaster.config.data.num_for_predict
+    calendar = Calendar.starting(history.start, config.data.points_per_hour)
+    length, week = len(history.flow), calendar.steps_per_week
+    step_of_week = calendar.step_of_week(history.first_step + length)
+    notes = []
+    profile = imputed = last_week = None
+    if (profile_week := forecaster.profile_week) is not None:
+        steps = step_of_week + np.arange(-config.data.points_per_hour, horizon)
+        profile = profile_week[steps % week]
+        if config.needs.carried_profile:
+            days = length // calendar.steps_per_day
+            if days >= PROFILE_DAYS:
+                profile = _carried_profile(forecaster, history, calendar)
+                notes.append(f"historical profile of the {days} days before the forecast")
+            else:
+                notes.append(
+                    f"historical profile of the run's training: the file has {days} whole days before the forecast, "
+                    f"and {PROFILE_DAYS} are needed for one of its own"
+                )
+    if config.needs.imputed:
+        if length < week + calendar.steps_per_day:
+            needed = week + calendar.steps_per_day
+            notes.append(f"imputed sensors: not looked for, {length} steps were read and {needed} are needed")
+        elif (flags := causal_flags(history.flow.astype(np.float32), calendar)[-1]).any():
+            imputed = flags
+            steps = np.arange(horizon) % week - week
+            last_week = fill_gaps(history.flow[-(week + calendar.steps_per_day) :], length)[steps]
+            notes.append(f"imputed sensors: {flags.sum()} of {len(flags)} repeat last week and are forecast by it")
+    return Outlook(step_of_week, profile, imputed, last_week, tuple(notes))
+
+
+def _carried_profile(forecaster: Forecaster, history: History, calendar: Calendar) -> NDArray[np.float32]:
+    """Return the historical profile (h + P, N) by the days of a history, as training carries it on."""
+    horizon, hour = forecaster.config.data.num_for_predict, forecaster.config.data.points_per_hour
+    unknown = np.full((horizon, history.flow.shape[1]), np.nan)
+    flow = np.concatenate([history.flow, unknown]).astype(np.float32)
+    shifted = Calendar(calendar.steps_per_day, calendar.step_of_week(history.first_step))
+    middle = float(forecaster.scaling.to_raw(np.zeros(1))[0])
+    return historical_profile(flow, len(history.flow), shifted, middle, DECAY).series[-(hour + horizon) :]
 
 
 @torch.no_grad()
-def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], step_of_week: int) -> NDArray[np.float32]:
-    """Return the flow (N, P) of the next P steps, the first at that step of the week, from inputs (L, N).
+def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: Outlook) -> NDArray[np.float32]:
+    """Return the flow (N, P) of the next P steps from inputs (L, N) and what else is known of these steps.
 
     All are in vehicles a step.
     """
 
-    def scaled(flow: NDArray[Any]) -> Tensor:
+    def scaled(flow: NDArray[Any] | None) -> Tensor | None:
+        if flow is None:
+            return None
         # Rounded as in a prepared file, so that the same rows give the same forecast as in a test in float32.
         rounded = forecaster.scaling.to_float32(flow.astype(np.float32))
         return torch.from_numpy(np.ascontiguousarray(rounded.T)[None]).to(forecaster.device)
 
     series = scaled(inputs)  # (1, N, L)
-    profile = None
-    if (week := forecaster.profile_week) is not None:
-        data = forecaster.config.data
-        steps_ahead = np.arange(-data.points_per_hour, data.num_for_predict)
-        profile = scaled(week[(step_of_week + steps_ahead) % len(week)])  # (1, N, h + P)
-    steps = torch.tensor([step_of_week], device=forecaster.device)
-    scaled_forecast = forecaster.model(Inputs(series, series[:, :, -1], steps, profile))  # (1, N, P)
+    assert series is not None
+    network_inputs = Inputs(
+        series,
+        series[:, :, -1],
+        torch.tensor([outlook.step_of_week], device=forecaster.device),
+        scaled(outlook.profile),  # (1, N, h + P)
+        None if outlook.imputed is None else torch.from_numpy(outlook.imputed)[None].to(forecaster.device),
+        scaled(outlook.last_week),  # (1, N, P)
+    )
+    scaled_forecast = forecaster.model(network_inputs)  # (1, N, P)
     forecast: NDArray[np.float32] = forecaster.scaling.to_raw(scaled_forecast)[0].float().cpu().numpy()
     return forecast
 
@@ -251,7 +354,7 @@ def score_observed(forecast: NDArray[np.float32], truth: NDArray[np.float64]) ->
 def save_forecast(path: Path, history: History, forecast: NDArray[np.float32]) -> None:
     """Write the forecast (N, P) of the steps after a history as CSV, a row for each step and sensor.
 
-    The columns are `time` (the number of the step where the history has no times), `sensor`, `minutes_ahead` of the
+    The columns are `time` (the number of the step where no time is known), `sensor`, `minutes_ahead` of the
     history's last step, and `forecast` in vehicles a step.
     """
     with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
@@ -261,5 +364,5 @@ def save_forecast(path: Path, history: History, forecast: NDArray[np.float32]) -
             time = history.label(len(history.flow) + step)
             minutes = f"{60 * (step + 1) / history.points_per_hour:g}"
             writer.writerows(
-                (time, name, minutes, f"{flow:.3f}") for name, flow in zip(history.sensors, flows, strict=True)
+                (time, name, minutes, number_text(flow)) for name, flow in zip(history.sensors, flows, strict=True)
             )

@@ -87,10 +87,15 @@ def _write_path(path: Path) -> str:
     return (path.relative_to(REPOSITORY_ROOT) if inside else path).as_posix()
 
 
-def _names_file(path: Path) -> bool:
+def _names_path(path: Path) -> bool:
     # Line breaks, outer spaces and what starts a comment would not come back from a written file.
     text = _write_path(path)
     return text != "." and text.isprintable() and text == text.strip() and not re.search(r"(^| )[#;]", text)
+
+
+def _path_to(what: str) -> Kind:
+    expected = f"the name of a {what} (relative names start at the repository's root)"
+    return Kind(expected, lambda text: REPOSITORY_ROOT / text, _names_path, _write_path)
 
 
 def _read_switch(text: str) -> bool:
@@ -129,15 +134,8 @@ FolderName = Annotated[  # it becomes part of file and folder names
         lambda value: re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", value) is not None,
     ),
 ]
-FilePath = Annotated[
-    Path,
-    Kind(
-        "the name of a file (relative names start at the repository's root)",
-        lambda text: REPOSITORY_ROOT / text,
-        _names_file,
-        _write_path,
-    ),
-]
+FilePath = Annotated[Path, _path_to("file")]
+FolderPath = Annotated[Path, _path_to("folder")]
 LocalTime = Annotated[
     datetime,
     Kind(

@@ -21,14 +21,22 @@ class Inputs(NamedTuple):
         step_of_week: (B,), the time of the first step to forecast, counted from Monday at midnight.
         profile: (B, N, h + P), the historical profile of the last hour and of the steps to forecast; None for networks
             that do not ask for it.
+        imputed: (B, N), which sensors are being filled in and not measured (`lib.data.imputed`); None: none is, or the
+            network does not ask.
+        last_week: (B, N, P), the values one week before the steps to forecast; None like `imputed`.
         teacher: (B, N, P), the value before each step to forecast, for teacher forcing; None: a forecast on its own.
+        tokens: (B, N, M, C), the front end's output where it was computed before, with more samples than these; None:
+            it follows from the series.
     """
 
     series: Tensor
     start: Tensor
     step_of_week: Tensor
     profile: Tensor | None = None
+    imputed: Tensor | None = None
+    last_week: Tensor | None = None
     teacher: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 class Graphs(NamedTuple):
@@ -91,6 +99,9 @@ class Encoder(Protocol):
     tokens: int  # M
     receptive_field_layers: tuple[str, ...]  # dotted names of the modules that erf_conv.py draws by default
 
+    def front(self, inputs: Inputs) -> Tensor:
+        """Return the front end's tokens (B, N, M, C). In training they mix the samples of a batch, by BatchNorm."""
+
     def encode(self, inputs: Inputs) -> Tensor:
         """Return the memory (B, N, M, C)."""
 
@@ -99,6 +110,27 @@ class Encoder(Protocol):
 
     def patch_positions(self, series: Tensor) -> Tensor | None:
         """Return where each patch reads the series (B, N, L), in steps: (B, N, M, patch_len); None if regular."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a network asks for beside the series.
+
+    Attributes:
+        calendar: its forecast depends on the time of the week, so that [Data] start is required.
+        profile: the historical profile.
+        carried_profile: the profile goes on after the training rows.
+        imputed: which sensors are imputed, and their values of last week.
+        muted_imputed: imputed sensors are left out of the fit of the autoregression.
+        autoregression: the coefficients of an autoregression.
+    """
+
+    calendar: bool = False
+    profile: bool = False
+    carried_profile: bool = False
+    imputed: bool = False
+    muted_imputed: bool = False
+    autoregression: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +144,7 @@ class Variant:
         settings: the frozen dataclass of its own settings in [Model], each field `Annotated[kind, meaning]`.
         faults: says what is wrong with its settings on some sizes, by key: what was found and expected.
         graph_rules: what `auto` in [Graph] stands for, by key.
-        needs_calendar: whether its forecast depends on the time of the week, so that [Data] start is required.
-        needs_profile: whether it asks for the historical profile, by its settings.
-        needs_autoregression: whether it asks for autoregression coefficients, by its settings.
+        needs: what it asks for beside the series, by its settings.
         sees_other_sensors: whether the forecast of a sensor depends on others.
         has_encoder: whether it is an `Encoder`, with large kernels to look at.
         of_the_paper: whether tables keep a row open for it until it is measured.
@@ -130,9 +160,7 @@ class Variant:
     graph_rules: Mapping[str, str] = field(
         default_factory=lambda: {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"}, hash=False
     )
-    needs_calendar: bool = False
-    needs_profile: Callable[[Any], bool] = lambda _: False
-    needs_autoregression: Callable[[Any], bool] = lambda _: False
+    needs: Callable[[Any], Needs] = lambda _: Needs()
     sees_other_sensors: bool = True
     has_encoder: bool = False
     of_the_paper: bool = False

@@ -101,6 +101,12 @@ def mean_or_nan(total: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def metrics_content(errors: ForecastErrors) -> dict[str, Any]:
-    """Return errors as metrics.json has them: `overall`, and a list `by_horizon`."""
-    return {"overall": errors.overall(), "by_horizon": errors.by_horizon()}
+def metrics_content(errors: ForecastErrors, measured: ForecastErrors | None = None) -> dict[str, Any]:
+    """Return errors as metrics.json has them: `overall`, and a list `by_horizon`; the same of measured targets alone.
+
+    The last is left out for a series where nothing is imputed.
+    """
+    content: dict[str, Any] = {"overall": errors.overall(), "by_horizon": errors.by_horizon()}
+    if measured is not None:
+        content["measured"] = metrics_content(measured)
+    return content

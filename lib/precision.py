@@ -39,9 +39,12 @@ def accelerate(model: nn.Module, runtime: RuntimeConfig, device: torch.device) -
     function: Forward = model.forward
     if runtime.compile:
         function = torch.compile(function)
-    if runtime.precision == "bf16":
-        function = partial(_in_bfloat16, function, device.type)
-    model.forward = function
+    model.forward = in_precision(function, runtime, device)
+
+
+def in_precision(function: Forward, runtime: RuntimeConfig, device: torch.device) -> Forward:
+    """Return a function of a network that computes in the precision of [Runtime] and returns float32."""
+    return partial(_in_bfloat16, function, device.type) if runtime.precision == "bf16" else function
 
 
 def _in_bfloat16(function: Forward, device_type: str, *inputs: Any) -> Tensor:

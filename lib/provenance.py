@@ -3,8 +3,9 @@
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,21 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD") or None,
         "git_changes": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": _versions(),
         "system": platform.platform(),
         "device": device.type,
         "hardware": describe_device(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Return the version of each package that is installed; fastdtw need not be."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _script() -> str:

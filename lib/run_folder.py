@@ -155,12 +155,16 @@ class RunFolder:
             raise InputError(f"{self.log}: found a damaged file ({error}), expected JSON in each line") from None
 
     def save_metrics(self, content: Mapping[str, Any]) -> None:
-        """Write metrics.json, and metrics.csv with a row for each forecast and horizon."""
+        """Write metrics.json, and metrics.csv: a row for each forecast and horizon, then of measured targets."""
         save_json(self.metrics, content)
         with written_whole(self.metrics_table) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             writer.writerow(["forecast", "horizon", *SCORES])
-            for name, scores in forecasts_scored(content).items():
+            forecasts = forecasts_scored(content)
+            measured = {
+                f"{name} (measured)": each["measured"] for name, each in forecasts.items() if "measured" in each
+            }
+            for name, scores in {**forecasts, **measured}.items():
                 for step, row in enumerate(scores["by_horizon"], start=1):
                     writer.writerow([name, step, *(row[metric] for metric in SCORES)])
                 writer.writerow([name, "overall", *(scores["overall"][metric] for metric in SCORES)])

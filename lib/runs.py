@@ -14,11 +14,12 @@ from torch import nn
 
 from lib.baselines import score_baselines, targets
 from lib.checkpoints import CARRIED, load_checkpoint, load_tensors, restored, save_checkpoint
-from lib.config import Config, parse_config
+from lib.config import FILE_SETTINGS, Config, parse_config
 from lib.data.autoregression import graph_autoregression
+from lib.data.imputed import causal_flags
 from lib.data.prepared import Prepared, padded_label_starts
-from lib.data.preparing import calendar_for, graphs_for, links_for, prepared_for, sensor_names
-from lib.data.profile import HistoricalProfile, historical_profile
+from lib.data.preparing import calendar_for, check_origin, graphs_for, links_for, origin, prepared_for, sensor_names
+from lib.data.profile import DECAY, HistoricalProfile, historical_profile
 from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
@@ -27,7 +28,7 @@ from lib.files import fingerprint_arrays, save_npz
 from lib.ini import read_sections
 from lib.interface import Graphs, Variants
 from lib.metrics import metrics_content
-from lib.precision import accelerate
+from lib.precision import accelerate, in_precision
 from lib.provenance import provenance
 from lib.run_folder import RunFolder, new_run_folder, refuse_taken, remove_partial_files
 from lib.training import Trainer, epoch_line
@@ -92,7 +93,7 @@ def start_run(config: Config, root: Path, name: str, weights: Path | None = None
         "graphs": graphs._asdict(),
         "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
         "sensor_ids": sensor_names(config, links),
-        "data_fingerprint": prepared.source_fingerprint,
+        "made_from": {**prepared.made_from, **origin(config, links)},
         "profile_week": None if profile is None else torch.from_numpy(profile.week),
     }
     trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra)
@@ -111,10 +112,11 @@ def new_network(config: Config, graphs: Graphs) -> nn.Module:
 def _fitted_autoregression(
     config: Config, prepared: Prepared, profile: HistoricalProfile | None, topology: NDArray[np.bool_]
 ) -> NDArray[np.float32] | None:
-    if profile is None or not config.variant.needs_autoregression(config.model):
+    if profile is None or not config.needs.autoregression:
         return None
     started = time.perf_counter()
-    coefficients = graph_autoregression(prepared, profile, topology, calendar_for(config))
+    imputed = imputed_for(config, prepared) if config.needs.muted_imputed else None
+    coefficients = graph_autoregression(prepared, profile, topology, calendar_for(config), imputed)
     seconds = time.perf_counter() - started
     print(f"autoregression: {np.count_nonzero(coefficients):,} coefficients fitted in {seconds:.1f} s")
     return coefficients
@@ -139,7 +141,7 @@ def _network_of(weights: Path, config: Config, graphs: Graphs) -> tuple[nn.Modul
         own = Graphs(**checkpoint["graphs"])
         if own.topology.shape != graphs.topology.shape:
             raise ValueError(f"found graphs of {len(own.topology)} sensors, expected {len(graphs.topology)}")
-        if (own.autoregression is not None) != (wanted := config.variant.needs_autoregression(config.model)):
+        if (own.autoregression is not None) != (wanted := config.needs.autoregression):
             raise ValueError(
                 "found no autoregression, expected one" if wanted else "found an autoregression, expected none"
             )
@@ -169,7 +171,7 @@ def resume_run(folder: RunFolder, variants: Variants, device_name: str | None) -
     """Return a run that was broken off, where its last checkpoint left it, on its own device or another.
 
     Raises:
-        InputError: there is no such run, it has no checkpoint yet, or its series has changed.
+        InputError: there is no such run, it has no checkpoint yet, or what it was trained on has changed.
     """
     config = folder.read_config(variants)
     remove_partial_files(folder)
@@ -188,7 +190,7 @@ def open_run(folder: RunFolder, variants: Variants, device_name: str) -> Run:
     """Open a run's best weights.
 
     Raises:
-        InputError: there is no such run, it has no weights yet, or its series has changed.
+        InputError: there is no such run, it has no weights yet, or what it was trained on has changed.
     """
     config = folder.read_config(variants)
     configure_cpu(config.runtime.threads)
@@ -203,14 +205,12 @@ def _what_it_was_trained_on(
     config: Config, checkpoint: Mapping[str, Any], path: Path, variants: Variants
 ) -> tuple[Prepared, HistoricalProfile | None]:
     kept = parse_config(checkpoint["settings"], path, variants)
-    names = ("adj_filename", "graph_signal_matrix_filename", "id_filename")  # files may have moved since
-    kept = replace(kept, data=replace(kept.data, **{name: getattr(config.data, name) for name in names}))
+    now = {name: getattr(config.data, name) for name in FILE_SETTINGS}  # files may have other names since
+    kept = replace(kept, data=replace(kept.data, **now))
     if differing := kept.differences(config):
         raise InputError(f"{path}: found {differing[0]}, expected the settings in settings.ini beside it")
+    check_origin(config, checkpoint["made_from"], path)
     prepared = prepared_for(config)
-    if checkpoint["data_fingerprint"] != prepared.source_fingerprint:
-        series = config.data.graph_signal_matrix_filename
-        raise InputError(f"{series}: found another series than {path} was trained on, expected the same file")
     profile, kept = profile_for(config, prepared), checkpoint["profile_week"]
     if profile is not None and (kept is None or not np.allclose(profile.week, kept, rtol=1e-4)):
         raise InputError(
@@ -222,14 +222,31 @@ def _what_it_was_trained_on(
 
 def profile_for(config: Config, prepared: Prepared) -> HistoricalProfile | None:
     """Return the historical profile, where the network asks for it."""
-    needed = config.variant.needs_profile(config.model)
-    return historical_profile(prepared, calendar_for(config)) if needed else None
+    needed = config.needs.profile
+    if not needed:
+        return None
+    middle = float(prepared.scaling.to_raw(np.zeros(1))[0])  # of the range of flow
+    truth, rows, calendar = prepared.truth, prepared.training_rows, calendar_for(config)
+    if not config.needs.carried_profile:
+        return historical_profile(truth, rows, calendar, middle)
+    carried = historical_profile(truth, len(truth), calendar, middle, DECAY)
+    # Of the week only the training rows may tell: predict.py takes it, perhaps for a day of the test.
+    return replace(carried, week=historical_profile(truth[:rows], rows, calendar, middle, DECAY).week)
+
+
+def imputed_for(config: Config, prepared: Prepared) -> NDArray[np.bool_] | None:
+    """Return which sensors are imputed at each step (T + 1, N), where the network asks and any is."""
+    if not config.needs.imputed:
+        return None
+    flags = causal_flags(prepared.truth, calendar_for(config))
+    return flags if flags.any() else None
 
 
 def windows_for(config: Config, prepared: Prepared, device: torch.device, profile: HistoricalProfile | None) -> Windows:
     """Return the windows of a prepared series for networks on a device, with the historical profile if there is."""
     on_host, series = config.runtime.data == "host", None if profile is None else profile.series
-    return Windows(prepared, config.data.num_for_predict, calendar_for(config), device, on_host, series)
+    imputed = imputed_for(config, prepared)
+    return Windows(prepared, config.data.num_for_predict, calendar_for(config), device, on_host, series, imputed)
 
 
 def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFolder, extra: dict[str, Any]) -> Trainer:
@@ -249,6 +266,7 @@ def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFold
         print(f"padded history: {len(padded):,} more samples beside {len(label_starts['train']):,} in training")
         label_starts = {**label_starts, "train": np.concatenate([padded, label_starts["train"]])}
     accelerate(model.to(device), config.runtime, device)
+    encoder: Any = model
     return Trainer(
         model,
         windows,
@@ -259,6 +277,7 @@ def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFold
         report,
         checkpoint_seconds=60 * config.runtime.checkpoint_minutes,
         micro_batch=at_once,
+        front=in_precision(encoder.front, config.runtime, device) if config.variant.has_encoder else None,
     )
 
 
@@ -321,8 +340,8 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
             "last_label_start": int(starts[-1]),
             "horizon": horizon,
         },
-        "test": metrics_content(tested.errors),
-        "baselines": {name: metrics_content(errors) for name, errors in baselines.items()},
+        "test": metrics_content(tested.errors, tested.measured),
+        "baselines": {name: metrics_content(*errors) for name, errors in baselines.items()},
     }
     run.folder.save_predictions(tested.forecast, targets(prepared, starts, horizon), starts)
     if config.variant.has_encoder:
@@ -358,7 +377,7 @@ def complete_run(config: Config, root: Path, name: str, variants: Variants) -> R
     """Return the folder of a finished run of that name: found finished, resumed, or started and taken to its end.
 
     Raises:
-        InputError: there is a run of that name with other settings.
+        InputError: there is a run of that name with other settings, or trained on other files.
     """
     folder = RunFolder(root / config.data.dataset_name / name)
     if not folder.exists():
@@ -372,6 +391,8 @@ def complete_run(config: Config, root: Path, name: str, variants: Variants) -> R
         raise InputError(
             f"{folder.settings}: found {differing[0]}, expected the settings asked for, or a new name for the run"
         )
+    checkpoint = folder.best if folder.is_finished() else folder.last
+    check_origin(config, load_checkpoint(checkpoint)["made_from"], checkpoint)
     if folder.is_finished():
         remove_partial_files(folder)  # a kill may have come while the figures were drawn
     else:

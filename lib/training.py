@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,10 @@ from lib.config import TrainingConfig
 from lib.data.windows import Batch, Windows
 from lib.diagnostics import largest_activations
 from lib.errors import InputError
+from lib.interface import Inputs
 from lib.losses import loss_values, mean_loss
 from lib.metrics import ForecastErrors
+from lib.numbers import number_text
 from lib.run_folder import RunFolder
 
 CHECK_EVERY = 50  # batches between two looks at the loss on a GPU, where each look waits for it
@@ -66,6 +68,7 @@ class Evaluation(NamedTuple):
 
     loss: float
     errors: ForecastErrors
+    measured: ForecastErrors | None  # of the measured targets alone, for a series where some are imputed
     forecast: NDArray[np.float32] | None  # (samples, N, P), raw units
 
 
@@ -117,6 +120,7 @@ def evaluate(
     model.eval()
     horizon = len(windows.target_offsets)
     errors = ForecastErrors.zero(horizon, windows.device)
+    measured = None if windows.measured is None else ForecastErrors.zero(horizon, windows.device)
     total = torch.zeros_like(errors.absolute[0])
     forecasts = []
     with tqdm(total=len(label_starts), desc=description, unit="sample", leave=False, disable=None) as bar:
@@ -125,12 +129,14 @@ def evaluate(
             total += loss_values(loss, scaled, batch.target, batch.observed).sum(dtype=total.dtype)
             forecast = windows.scaling.to_raw(scaled)
             errors.update(forecast, batch.flow)
+            if measured is not None and batch.measured is not None:
+                measured.update(forecast, batch.measured)
             if keep_forecast:
                 forecasts.append(forecast.float().cpu())
             bar.update(len(batch.target))
     kept = torch.cat(forecasts).numpy() if keep_forecast else None
     observed = windows.observed_targets(label_starts)
-    return Evaluation(total.item() / max(1, observed), errors, kept)
+    return Evaluation(total.item() / max(1, observed), errors, measured, kept)
 
 
 class Trainer:
@@ -146,6 +152,8 @@ class Trainer:
         report: called after each epoch with the entries of all epochs so far.
         checkpoint_seconds: the longest time within an epoch without a checkpoint.
         micro_batch: samples computed at once; 0 stands for a whole batch.
+        front: of a network whose first part mixes the samples of a batch: it is computed for a whole batch, and the
+            rest by parts, so that `micro_batch` does not change what is learnt. None: no part does.
     """
 
     def __init__(
@@ -159,11 +167,13 @@ class Trainer:
         report: Callable[[list[dict[str, Any]]], None],
         checkpoint_seconds: float,
         micro_batch: int = 0,
+        front: Callable[[Inputs], Tensor] | None = None,
     ) -> None:
         self.model, self.windows, self.label_starts = model, windows, label_starts
         self.config, self.folder, self.extra, self.report = config, folder, extra, report
         self.checkpoint_seconds = checkpoint_seconds
         self.micro_batch = min(micro_batch or config.batch_size, config.batch_size)
+        self.front = front
         self.stages = stages(config)
         self.progress = Progress()
         self.random_state: Mapping[str, Any] | None = None  # to go on from, within an epoch
@@ -239,6 +249,7 @@ class Trainer:
                 "train_loss": train_loss,
                 "val_loss": validated.loss,
                 **{f"val_{name}": value for name, value in validated.errors.overall().items()},
+                **({} if validated.measured is None else {"val_mae_measured": validated.measured.overall()["mae"]}),
                 "best": better,
                 "seconds": round(progress.seconds + time.perf_counter() - started, 3),
             }
@@ -295,10 +306,17 @@ class Trainer:
         self._set_learning_rate(stage)
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.windows.device)
+        tokens = leaf = None
+        if self.front is not None and len(batch) > self.micro_batch:
+            tokens = self.front(batch.inputs)  # (B, N, M, C)
+            leaf = tokens.detach().requires_grad_()
+            batch = replace(batch, inputs=batch.inputs._replace(tokens=leaf))
         for part in batch.split(self.micro_batch):
             part_loss = self._loss(stage, part) * part.share_of(batch)
             part_loss.backward()
             loss += part_loss.detach()
+        if tokens is not None and leaf is not None and leaf.grad is not None:  # the released code never trains it
+            tokens.backward(leaf.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm or math.inf)
         self.optimizer.step()
         return loss + 0 * norm  # not finite where the gradient is not
@@ -364,6 +382,6 @@ def epoch_line(entry: Mapping[str, Any]) -> str:
     mae = entry["val_mae"]
     return (
         f"epoch {entry['epoch']:3d}  {entry['stage']:15s}  train {entry['train_loss']:.4f}  "
-        f"val {entry['val_loss']:.4f}  val MAE {'-' if mae is None else f'{mae:.3f}'}  {entry['seconds']:.1f} s"
+        f"val {entry['val_loss']:.4f}  val MAE {'-' if mae is None else number_text(mae)}  {entry['seconds']:.1f} s"
         f"{'  best' if entry['best'] else ''}"
     )

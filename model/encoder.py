@@ -198,9 +198,14 @@ class DTGLKNetEncoder(nn.Module):
             if isinstance(module, LargeKernelBlock):
                 module.merge()
 
+    def front(self, inputs: Inputs) -> Tensor:
+        """Return the front end's tokens (B, N, M, C). In training they mix the samples of a batch, by BatchNorm."""
+        return self.front_end(inputs.series)  # the paper's know no time
+
     def embed_series(self, inputs: Inputs) -> Tensor:
-        """Return the encoder's input tokens (B, N, M, C); the paper's know no time."""
-        return self.encoder_embedding(self.front_end(inputs.series), self.laplacian_encoding)
+        """Return the encoder's input tokens (B, N, M, C)."""
+        tokens = self.front(inputs) if inputs.tokens is None else inputs.tokens
+        return self.encoder_embedding(tokens, self.laplacian_encoding)
 
     def encode(self, inputs: Inputs) -> Tensor:
         """Return the memory (B, N, M, C) of the series (B, N, L)."""

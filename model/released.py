@@ -56,7 +56,8 @@ class ReleasedDTGLKNet(DTGLKNet):
 
     def embed_series(self, inputs: Inputs) -> Tensor:
         """Return the encoder's input tokens (B, N, M, C), cut off from the front end's gradients."""
-        return self.encoder_embedding(self.front_end(inputs.series).detach(), self.laplacian_encoding)
+        tokens = self.front(inputs) if inputs.tokens is None else inputs.tokens
+        return super().embed_series(inputs._replace(tokens=tokens.detach()))
 
     def embed_values(self, values: Tensor, first: int = 0) -> Tensor:
         """Return the decoder's input tokens (B, N, T, C), cut off from the value embedding's gradients."""

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from lib.ini import Count, Switch
-from lib.interface import Graphs, Inputs, Sizes, Variant
+from lib.interface import Graphs, Inputs, Needs, Sizes, Variant
 from model.embeddings import HarmonicEmbedding
 from model.encoder import DTGLKNetEncoder, EncoderSettings
 from model.graph_autoregression import GraphAutoregression
 from model.mlp import ResidualMLPBlock
 
 LAYERS = 3  # residual MLP blocks of a head
+LEAST_WEIGHT = 0.05  # of the measured sensors in a mean, so that a mean of hardly any does not explode
 LONGEST_HOURS = 23  # a profile of the day before covers this much of the next day
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualMLPSettings:
-    """The parts of the residual MLP."""
+class DecoderSettings:
+    """The parts of the decoder."""
 
     residual: Annotated[Switch, "forecast the residual, flow less historical profile; off: the change of the flow"] = (
         True
@@ -37,6 +38,9 @@ class ResidualMLPSettings:
     harmonics: Annotated[Count, "harmonics of the day that the embedding of its time has"] = 48
     graph_means: Annotated[Switch, "sensors see the mean of all, of similar and of near sensors"] = True
     past_days: Annotated[Switch, "sensors see the hour to forecast on the input's earlier days and weeks"] = True
+    carry_profile: Annotated[Switch, "the profile goes on after the training rows, recent days weighing more"] = False
+    copy_imputed: Annotated[Switch, "an imputed sensor is forecast by last week's values"] = True
+    mute_imputed: Annotated[Switch, "imputed sensors have no voice in means and autoregression"] = True
 
     def faults(self, sizes: Sizes) -> dict[str, str]:
         """Return what is wrong with these settings, by key."""
@@ -49,22 +53,32 @@ class ResidualMLPSettings:
             return {"residual": f"found on, expected num_for_predict of at most {longest} ({LONGEST_HOURS} h), or off"}
         return {}
 
+    def needs(self) -> Needs:
+        """Return what the decoder asks for; autoregression and profile are of the residual."""
+        return Needs(
+            calendar=True,
+            profile=self.residual,
+            carried_profile=self.residual and self.carry_profile,
+            imputed=self.copy_imputed or self.mute_imputed,
+            muted_imputed=self.mute_imputed,
+            autoregression=self.residual and self.autoregression,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualSettings(ResidualMLPSettings, EncoderSettings):
-    """The parts of the residual MLP and of the encoder."""
+class ResidualMLPSettings(DecoderSettings):
+    """The parts of the residual MLP."""
+
+    members: Annotated[Count, "networks whose mean is the forecast, a deep ensemble"] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualSettings(DecoderSettings, EncoderSettings):
+    """The parts of the decoder and of the encoder."""
 
     def faults(self, sizes: Sizes) -> dict[str, str]:
         """Return what is wrong with these settings, by key."""
-        return {**EncoderSettings.faults(self, sizes), **ResidualMLPSettings.faults(self, sizes)}
-
-
-def _needs_profile(settings: ResidualMLPSettings) -> bool:
-    return settings.residual
-
-
-def _needs_autoregression(settings: ResidualMLPSettings) -> bool:
-    return settings.residual and settings.autoregression  # it is of the residual
+        return {**EncoderSettings.faults(self, sizes), **DecoderSettings.faults(self, sizes)}
 
 
 def mean_weights(allowed: Tensor) -> Tensor:
@@ -83,7 +97,7 @@ class SensorMLP(nn.Module):
         settings: says whether there are embeddings, and of how many harmonics.
     """
 
-    def __init__(self, sensors: int, values: int, sizes: Sizes, settings: ResidualMLPSettings) -> None:
+    def __init__(self, sensors: int, values: int, sizes: Sizes, settings: DecoderSettings) -> None:
         super().__init__()
         width = 4 * sizes.channels
         self.embedding = nn.Linear(values, width)
@@ -120,14 +134,15 @@ class HorizonDecoder(nn.Module):
 
     mean_weights: Tensor | None
 
-    def __init__(self, graphs: Graphs, sizes: Sizes, settings: ResidualMLPSettings, memory_channels: int = 0) -> None:
+    def __init__(self, graphs: Graphs, sizes: Sizes, settings: DecoderSettings, memory_channels: int = 0) -> None:
         super().__init__()
         sensors, self.hour, horizon = len(graphs.topology), sizes.steps_per_hour, sizes.horizon
-        self.residual = settings.residual
+        self.residual, self.copy_imputed = settings.residual, settings.copy_imputed
+        self.mute_imputed = settings.mute_imputed
         self.past_days = sizes.weeks + sizes.days if settings.past_days else 0
         self.same_steps = min(self.hour, horizon)  # steps of a past day's hour at the times of steps to forecast
         self.autoregression = None
-        if _needs_autoregression(settings):
+        if settings.needs().autoregression:
             if graphs.autoregression is None:
                 raise ValueError("found graphs without coefficients, expected those of an autoregression")
             self.autoregression = GraphAutoregression(graphs.autoregression, horizon)
@@ -143,12 +158,15 @@ class HorizonDecoder(nn.Module):
 
     def forward(self, inputs: Inputs, memory: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P), perhaps with the memory (B, N, M, C) of the series; in training (2, B, N, P), by head."""
-        residual = self.by_residual(inputs, memory)  # (B, N, P)
-        if self.direct_head is None:
-            return residual
-        direct = self.direct_head(inputs.series[:, :, -self.hour :], inputs.step_of_week)  # (B, N, P)
-        heads = torch.stack([direct, residual])  # (2, B, N, P)
-        return heads if self.training else heads.mean(dim=0)
+        forecast = self.by_residual(inputs, memory)  # (B, N, P)
+        if self.direct_head is not None:
+            direct = self.direct_head(inputs.series[:, :, -self.hour :], inputs.step_of_week)  # (B, N, P)
+            heads = torch.stack([direct, forecast])  # (2, B, N, P)
+            forecast = heads if self.training else heads.mean(dim=0)
+        if self.copy_imputed and inputs.imputed is not None:
+            assert inputs.last_week is not None
+            forecast = torch.where(inputs.imputed.unsqueeze(-1), inputs.last_week, forecast)
+        return forecast
 
     def by_residual(self, inputs: Inputs, memory: Tensor | None) -> Tensor:
         """Forecast (B, N, P) as a base and a correction; the base is the profile, or the last value without it."""
@@ -162,20 +180,30 @@ class HorizonDecoder(nn.Module):
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
             residual = hour - base
+        heard, weight = self._voices(residual, inputs.imputed)
         if self.past_days:
             hours = inputs.series[:, :, : self.past_days * self.hour].unflatten(2, (self.past_days, self.hour))
             past = hours[..., : self.same_steps] - base[:, :, None, : self.same_steps]  # (B, N, days, min(h, P))
             values.append(past.flatten(2))
         if self.autoregression is not None:
-            expected = self.autoregression(residual)  # (B, N, P)
+            expected = self.autoregression(heard)  # (B, N, P)
             values.append(expected)
             base = base + expected
         if self.mean_weights is not None:
-            means = self.mean_weights @ residual.unsqueeze(1)  # (B, 3, N, h)
+            means = self.mean_weights @ heard.unsqueeze(1)  # (B, 3, N, h)
+            if weight is not None:
+                means = means / (self.mean_weights @ weight[:, None, :, None]).clamp_min(LEAST_WEIGHT)
             values.append(means.transpose(1, 2).flatten(2))
         if memory is not None:
             values.append(memory.flatten(2))
         return base + self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)
+
+    def _voices(self, residual: Tensor, imputed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the residual (B, N, h) that other sensors see, and the weight (B, N) of each sensor among them."""
+        if imputed is None or not self.mute_imputed:
+            return residual, None
+        weight = (~imputed).to(residual)  # (B, N)
+        return residual * weight.unsqueeze(-1), weight
 
 
 class ResidualDTGLKNet(DTGLKNetEncoder):
@@ -196,12 +224,12 @@ class ResidualDTGLKNet(DTGLKNetEncoder):
         )
         self.decoder = HorizonDecoder(graphs, sizes, settings, memory_channels=self.tokens * channels)
 
-    def embed_series(self, inputs: Inputs) -> Tensor:
-        """Return the encoder's input tokens (B, N, M, C), which know their sensor and the time of the forecast."""
+    def front(self, inputs: Inputs) -> Tensor:
+        """Return the front end's tokens (B, N, M, C), which know their sensor and the time of the forecast."""
         context = None
         if self.encoder_identity is not None:
             context = self.encoder_identity(inputs.step_of_week).unsqueeze(2)  # (B, N, 1, C)
-        return self.encoder_embedding(self.front_end(inputs.series, context), self.laplacian_encoding)
+        return self.front_end(inputs.series, context)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Forecast (B, N, P); in training (2, B, N, P), by head."""
@@ -211,19 +239,26 @@ class ResidualDTGLKNet(DTGLKNetEncoder):
 class ResidualMLP(nn.Module):
     """The decoder of `ResidualDTGLKNet` alone, without large kernels and encoder: small and fast.
 
+    Several members are a deep ensemble (Lakshminarayanan et al., 2017, arXiv 1612.01474): they differ by their first
+    weights, each has its own loss, and the forecast is their mean.
+
     Args:
         graphs: of the sensors.
         sizes: of input and horizon.
-        settings: which parts there are.
+        settings: which parts there are, and how many members.
     """
 
     def __init__(self, graphs: Graphs, sizes: Sizes, settings: ResidualMLPSettings) -> None:
         super().__init__()
-        self.decoder = HorizonDecoder(graphs, sizes, settings)
+        self.members = nn.ModuleList(HorizonDecoder(graphs, sizes, settings) for _ in range(settings.members))
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Forecast (B, N, P); in training (2, B, N, P), by head."""
-        return self.decoder(inputs)
+        """Forecast (B, N, P); in training (heads of all members, B, N, P) where there are several heads."""
+        forecasts = [member(inputs) for member in self.members]
+        if len(forecasts) == 1:
+            return forecasts[0]
+        stacked = torch.stack(forecasts)  # (members, B, N, P), or (members, 2, B, N, P) by head
+        return stacked.flatten(0, -4) if self.training else stacked.mean(dim=0)
 
 
 RESIDUAL = Variant(
@@ -232,9 +267,7 @@ RESIDUAL = Variant(
     network=ResidualDTGLKNet,
     settings=ResidualSettings,
     faults=ResidualSettings.faults,
-    needs_calendar=True,
-    needs_profile=_needs_profile,
-    needs_autoregression=_needs_autoregression,
+    needs=DecoderSettings.needs,
     has_encoder=True,
 )
 RESIDUAL_MLP = Variant(
@@ -243,7 +276,5 @@ RESIDUAL_MLP = Variant(
     network=ResidualMLP,
     settings=ResidualMLPSettings,
     faults=ResidualMLPSettings.faults,
-    needs_calendar=True,
-    needs_profile=_needs_profile,
-    needs_autoregression=_needs_autoregression,
+    needs=DecoderSettings.needs,
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.ini import CountOrZero
-from lib.interface import Graphs, Inputs, Sizes, Variant
+from lib.interface import Graphs, Inputs, Needs, Sizes, Variant
 from model.embeddings import TableEmbedding
 from model.mlp import ResidualMLPBlock
 
@@ -60,6 +60,6 @@ STID_VARIANT = Variant(
     network=STID,
     settings=STIDSettings,
     faults=STIDSettings.faults,
-    needs_calendar=True,
+    needs=lambda _: Needs(calendar=True),
     sees_other_sensors=False,
 )

@@ -106,6 +106,7 @@ def test_each_row_of_each_variant_changes_one_setting(make_dataset: DatasetMaker
                 assert keys == [change.split("=")[0] for change in changes]
     of_encoder = [f"no-{part}" for part in ("deformable-patches", "large-branch", "small-branch", "laplacian-encoding")]
     of_mlp = ["residual", "autoregression", "direct-head", "identity", "graph-means", "past-days"]
+    of_mlp += ["copy-imputed", "mute-imputed"]
     of_mlp = [*(f"no-{part}" for part in of_mlp), "8-harmonics"]
     of_graphs = ["no-similarity-graph", "no-topology-graph", "gaussian-similarity", "released-similarity"]
     of_training = ["no-fine-tuning", "no-padded-history"]

@@ -12,24 +12,24 @@ from lib.checkpoints import load_checkpoint, save_checkpoint
 from lib.data.autoregression import LEAST_ERROR, PENALTY, autoregression_lags, graph_autoregression
 from lib.data.prepared import Prepared, prepare
 from lib.data.preparing import calendar_for
-from lib.data.profile import HistoricalProfile, historical_profile
+from lib.data.profile import HistoricalProfile
 from lib.data.windowing import Calendar, WindowShape
 from lib.errors import InputError
-from lib.runs import TrainingRun, resume_run, start_run
+from lib.runs import TrainingRun, profile_for, resume_run, start_run
 from model.graph_autoregression import GraphAutoregression
 from model.variants import VARIANTS
 from tests.conftest import load, write_dataset
 
 DAY = 48  # so that half an hour is one step
 SENSORS = 6
-PROFILE = 100.0
+PROFILE = 2000.0
 NEAR = np.abs(np.subtract.outer(np.arange(SENSORS), np.arange(SENSORS))) < 3
 
 
 def prepared_of(residual: np.ndarray) -> tuple[Prepared, HistoricalProfile]:
-    """Return a series (T, N) that is such a residual and a historical profile of 100."""
+    """Return a series (T, N) that is such a residual and a historical profile of `PROFILE`."""
     flow = (PROFILE + residual).astype(np.float32)
-    prepared = prepare(flow[:, :, None], WindowShape(0, 1, 2, 3, DAY // 24), "source", "interpolate")
+    prepared = prepare(flow[:, :, None], WindowShape(0, 1, 2, 3, DAY // 24), {}, "interpolate")
     return prepared, HistoricalProfile(
         np.full((7 * DAY, flow.shape[1]), PROFILE, np.float32), np.full_like(flow, PROFILE)
     )
@@ -213,7 +213,8 @@ def test_a_rollout_feeds_each_step_to_the_next(lags: int) -> None:
 
 
 def coefficients_of(run: TrainingRun) -> torch.Tensor:
-    return run.trainer.model.get_buffer("decoder.autoregression.coefficients")
+    buffers = dict(run.trainer.model.named_buffers())
+    return next(value for name, value in buffers.items() if name.endswith("autoregression.coefficients"))
 
 
 def test_a_run_is_given_what_was_fitted_on_its_graph(tmp_path: Path) -> None:
@@ -221,7 +222,9 @@ def test_a_run_is_given_what_was_fitted_on_its_graph(tmp_path: Path) -> None:
     run, calendar = start_run(config, tmp_path / "out", "run"), calendar_for(config)
     place = np.arange(run.prepared.flow.shape[1])
     near = np.abs(np.subtract.outer(place, place)) < 2  # the links are a chain
-    fit = graph_autoregression(run.prepared, historical_profile(run.prepared, calendar), near, calendar)
+    profile = profile_for(config, run.prepared)
+    assert profile is not None
+    fit = graph_autoregression(run.prepared, profile, near, calendar)
     assert fit.any()
     np.testing.assert_array_equal(coefficients_of(run), fit)
     resumed = resume_run(run.folder, VARIANTS, None)
@@ -233,7 +236,7 @@ def test_a_run_without_it_has_none(switch: str, tmp_path: Path) -> None:
     config = load(write_dataset(tmp_path), ["Model.variant=residual_mlp", f"Model.{switch}=off"])
     run = start_run(config, tmp_path / "out", "run")
     for each in (run, resume_run(run.folder, VARIANTS, None)):
-        assert each.trainer.model.get_submodule("decoder").autoregression is None
+        assert each.trainer.model.get_submodule("members.0").autoregression is None
 
 
 def test_a_run_that_starts_from_weights_keeps_theirs(tmp_path: Path) -> None:

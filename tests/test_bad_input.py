@@ -22,6 +22,7 @@ from lib.runs import finish_run, start_run
 from tests.bad_input_cases import (
     CASES,
     CONFIG,
+    KEY,
     KINDS,
     MATRIX,
     RECORD,
@@ -88,7 +89,7 @@ def test_wrong_input_ends_with_its_message_and_writes_nothing(
     before = contents(root)
     with file_size_limit(case.quota):
         exit_code = call(*shlex.split(case.command.replace("<tmp>", str(root))))
-    shown = capsys.readouterr().err.replace(str(root), "<tmp>").splitlines()
+    shown = capsys.readouterr().err.replace(str(root), "<tmp>").replace(KEY, "<key>").splitlines()
     lines = [line.removeprefix("error: ") for line in shown]
     assert [f"error: {line}" for line in lines] == shown
     if isinstance(case.expected, str):
@@ -105,12 +106,12 @@ def test_wrong_input_ends_with_its_message_and_writes_nothing(
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (gone(MATRIX), "TINY_dtw.npy is missing"),
-        (gone(RECORD), "TINY_dtw.json is missing"),
-        (both(matrix(1, 3, 7), matrix(3, 1, 7)), "TINY_dtw.npy is stale: found other distances than those of TINY_dtw"),
-        (record(matrix_fingerprint=""), "TINY_dtw.npy is stale: found other distances than those of TINY_dtw.json"),
-        (record(fingerprint="of other mean days"), "TINY_dtw.npy is stale"),
-        (both(record(days=9), cut(MATRIX)), "TINY_dtw.npy is stale"),
+        (gone(MATRIX), "TINY_dtw_<key>.npy is missing"),
+        (gone(RECORD), "TINY_dtw_<key>.json is missing"),
+        (both(matrix(1, 3, 7), matrix(3, 1, 7)), "TINY_dtw_<key>.npy is stale: found other distances than"),
+        (record(matrix_fingerprint=""), "<key>.npy is stale: found other distances than those of TINY_dtw_<key>.json"),
+        (record(fingerprint="of other mean days"), "TINY_dtw_<key>.npy is stale"),
+        (both(record(days=9), cut(MATRIX)), "TINY_dtw_<key>.npy is stale"),
     ],
 )
 def test_distances_without_their_own_record_are_made_anew(
@@ -121,7 +122,7 @@ def test_distances_without_their_own_record_are_made_anew(
     config = load(root / CONFIG)
     distance_for(config, prepared_for(config))
     assert contents(root) == before
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().out.replace(KEY, "<key>")
 
 
 def at_once(work: Callable[[Callable[[], object], int], None], times: int = 6) -> None:

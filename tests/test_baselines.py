@@ -16,7 +16,7 @@ CALENDAR = Calendar(STEPS_PER_DAY, first_step=30)
 
 
 def prepared_series(flow: np.ndarray, missing_rule: str = "error") -> Prepared:
-    return prepare(flow[:, :, None], WindowShape(0, 1, 2, HORIZON, 1), "", missing_rule)
+    return prepare(flow[:, :, None], WindowShape(0, 1, 2, HORIZON, 1), {}, missing_rule)
 
 
 def forecast(name: str, prepared: Prepared, calendar: Calendar = CALENDAR) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def six_training_rows(missing: list[tuple[int, int]]) -> Prepared:
     gaps[tuple(np.transpose(missing))] = True
     starts = {"train": np.array([5, 6]), "val": np.array([7]), "test": np.array([8])}
     limits = np.array([1.0]), np.array([200.0])
-    return Prepared(flow, np.array([-1]), starts, *limits, "", gaps if missing else None, "interpolate")
+    return Prepared(flow, np.array([-1]), starts, *limits, {}, gaps if missing else None)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_ridge_finds_a_linear_law() -> None:
     steps = np.arange(400)[:, None]
     flow = 50 + draw.uniform(-0.05, 0.05, 4) * steps + 20  # straight lines: the last step and its slope say it all
     flow = flow + 10 * (-1.0) ** steps  # and an alternation, so that the last hour of one step is not enough
-    prepared = prepare(flow[:, :, None], WindowShape(0, 1, 2, HORIZON, 12), "")
+    prepared = prepare(flow[:, :, None], WindowShape(0, 1, 2, HORIZON, 12), {})
     found, expected = forecast("ridge on the last hour", prepared, Calendar(24 * 12))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
@@ -134,26 +134,55 @@ def test_vector_autoregression_finds_a_linear_system() -> None:
         assert errors == pytest.approx(least, rel=0.01)
 
 
+def z_law(z: np.ndarray, penalty: float) -> np.ndarray:
+    """Return the coefficients (3 N, N) of a vector autoregression of three lags on training rows z (rows, N)."""
+    rows, sensors = z.shape
+    x = np.array([np.concatenate([z[step - 1], z[step - 2], z[step - 3]]) for step in range(3, rows)])
+    # Ridge regression is least squares with a row more for each coefficient, which pulls it to 0.
+    x = np.concatenate([x, np.sqrt(penalty * rows) * np.eye(3 * sensors)])
+    y = np.concatenate([z[3:], np.zeros((3 * sensors, sensors))])
+    law: np.ndarray = np.linalg.lstsq(x, y)[0]
+    return law
+
+
 @pytest.mark.parametrize("penalty", [1e-6, 1.0])
 def test_vector_autoregression_is_the_least_squares_solution(penalty: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib.baselines.VAR_PENALTIES", (penalty,))
     prepared = noisy(rows=100)
     found, _ = forecast("vector autoregression", prepared)
 
-    rows, sensors = prepared.training_rows, prepared.flow.shape[1]
+    rows = prepared.training_rows
     training = prepared.flow[:rows].astype(np.float64)
     z = (prepared.flow - training.mean(axis=0)) / training.std(axis=0)
-    x = np.array([np.concatenate([z[step - 1], z[step - 2], z[step - 3]]) for step in range(3, rows)])
-    # Ridge regression is least squares with a row more for each coefficient, which pulls it to 0.
-    x = np.concatenate([x, np.sqrt(penalty * rows) * np.eye(3 * sensors)])
-    y = np.concatenate([z[3:rows], np.zeros((3 * sensors, sensors))])
-    law = np.linalg.lstsq(x, y)[0]
+    law = z_law(z[:rows], penalty)
     for sample, start in enumerate(prepared.label_starts["test"]):
         past = list(z[:start])
         for _ in range(HORIZON):
             past.append(np.concatenate([past[-1], past[-2], past[-3]]) @ law)
         expected = np.array(past[-HORIZON:]) * training.std(axis=0) + training.mean(axis=0)
         np.testing.assert_allclose(found[sample], expected.T, rtol=1e-5)
+
+
+def test_an_unstable_vector_autoregression_stays_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    penalty, horizon, rows = 1e-6, 3000, 3250
+    monkeypatch.setattr("lib.baselines.VAR_PENALTIES", (penalty,))
+    flow = np.full((rows, 1), 1.0)
+    flow[:150, 0] = np.where(np.arange(150) % 2, 1.1, 0.9) ** 0.5 * 1.06 ** np.arange(150)  # the training rows and more
+    prepared = prepare(flow[:, :, None], WindowShape(0, 0, 2, horizon, 1), {})
+    found = BASELINES["vector autoregression"].forecast(prepared, np.array([150]), horizon, CALENDAR)[0, 0]
+
+    training = prepared.flow[: prepared.training_rows, 0].astype(np.float64)
+    assert len(training) <= 150
+    z = (prepared.flow[:150, 0] - training.mean()) / training.std()
+    law = z_law(z[: len(training), None], penalty)[:, 0]
+    limit = 2 * np.abs(z[: len(training)]).max()
+    free, held = list(z), list(z)
+    with np.errstate(over="ignore"):
+        for _ in range(horizon):
+            free.append(np.array(free[:-4:-1]) @ law)
+            held.append(np.clip(np.array(held[:-4:-1]) @ law, -limit, limit))
+    assert np.abs(free[-1]) > np.finfo(np.float32).max
+    np.testing.assert_allclose(found, np.array(held[150:]) * training.std() + training.mean(), rtol=1e-3)
 
 
 # --------------------------------------------------------------------------------------------- what each may see
@@ -219,7 +248,8 @@ def test_all_baselines_are_scored_on_the_same_targets(gaps: bool) -> None:
     ]
     truth = targets(prepared, prepared.label_starts["test"], HORIZON)
     assert np.isnan(truth).any() == gaps
-    for name, errors in scored.items():
+    for name, (errors, measured) in scored.items():
+        assert measured is None
         np.testing.assert_array_equal(errors.count, np.isfinite(truth).sum(axis=(0, 1)))
         expected = np.nanmean(np.abs(forecast(name, prepared)[0].astype(np.float64) - truth))
         assert errors.overall()["mae"] == pytest.approx(expected, rel=1e-6)
@@ -231,15 +261,15 @@ def test_what_would_look_back_before_the_series_is_left_out() -> None:
     shape = WindowShape(0, 0, 2, HORIZON, 1)
     flow = noisy().flow[:rows, :, None]
     for length, left_out in ((rows, set()), (6 * STEPS_PER_DAY, {weekly}), (STEPS_PER_DAY, {weekly, daily})):
-        scored = score_baselines(prepare(flow[:length], shape, ""), "test", HORIZON, CALENDAR)
+        scored = score_baselines(prepare(flow[:length], shape, {}), "test", HORIZON, CALENDAR)
         assert BASELINES.keys() - scored.keys() == left_out
 
 
 @pytest.mark.parametrize("rows", [6, 7, 8, 12])
 def test_the_shortest_series_have_finite_baselines(rows: int) -> None:
-    prepared = prepare(noisy().flow[:rows, :, None], WindowShape(0, 0, 1, HORIZON, 1), "")
+    prepared = prepare(noisy().flow[:rows, :, None], WindowShape(0, 0, 1, HORIZON, 1), {})
     scored = score_baselines(prepared, "test", HORIZON, CALENDAR)
-    assert all(errors.absolute.isfinite().all() for errors in scored.values())
+    assert all(errors.absolute.isfinite().all() for errors, _ in scored.values())
 
 
 def test_a_sensor_that_never_varies_and_copies_of_one_are_forecast_too() -> None:

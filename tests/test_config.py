@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lib.config import (
     CONFIGURATIONS,
+    FILE_SETTINGS,
     RECIPES,
     SECTION_NAMES,
     SECTIONS,
@@ -175,11 +176,11 @@ def test_names_start_at_the_repository(write):
     assert config.data.adj_filename == folder / "PEMS04.csv"
     assert config.data.folder == folder
     assert config.prepared_path == folder / "PEMS04_w1d4h7p12.npz"
-    assert config.dtw_path == folder / "PEMS04_dtw.npy"
-    assert config.dtw_record_path == folder / "PEMS04_dtw.json"
 
     elsewhere = load(PEMS04, ["Data.graph_signal_matrix_filename=/elsewhere/PEMS04.npz"])
     assert elsewhere.data.folder == Path("/elsewhere")
+    assert load(PEMS04, ["Data.cache="]) == load(PEMS04)
+    assert load(PEMS04, ["Data.cache=made"]).prepared_path == REPOSITORY_ROOT / "made" / "PEMS04_w1d4h7p12.npz"
     assert "graph_signal_matrix_filename = /elsewhere/PEMS04.npz\n" in elsewhere.to_ini()
 
 
@@ -382,6 +383,7 @@ RANGES = {  # what is wrong and what is right of each setting but those of a few
     "Data.adj_filename": FILE,
     "Data.graph_signal_matrix_filename": FILE,
     "Data.id_filename": (FILE[0][1:], ["", *FILE[1]]),
+    "Data.cache": (FILE[0][1:], ["", *FILE[1]]),
     "Data.num_of_vertices": COUNT,
     "Data.points_per_hour": (["0", "61"], ["1", "60"]),
     "Data.num_for_predict": (["0", "10001"], ["1", "10000"]),
@@ -410,6 +412,7 @@ RANGES = {  # what is wrong and what is right of each setting but those of a few
     "Model.patch_len": (COUNT_OR_ZERO[0], ["0", "6"]),
     "Model.large_kernels": (["", "15 16", "1", "15;17"], ["3", "15, 17", "15,17 21"]),
     "Model.harmonics": (COUNT[0], ["1", "8"]),
+    "Model.members": (COUNT[0], ["1", "8"]),
     "Model.history_steps": (COUNT_OR_ZERO[0], ["0", "144"]),
     "Graph.neighbours": COUNT,
     "Graph.gaussian_threshold": (["0", "1.1", "nan"], ["0.7", "1"]),
@@ -516,7 +519,7 @@ def test_a_key_of_another_variant_is_an_error_that_names_its_variants(write):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_time_is_known_where_a_variant_needs_it(name):
     changes = [f"Model.variant={name}", "Data.start="]
-    if VARIANTS[name].needs_calendar:
+    if VARIANTS[name].needs(VARIANTS[name].settings()).calendar:
         assert faults_of(PEMS04, *changes) == [
             "--set Data.start=: found nothing, expected the time of the first step, for variant = "
             f"{name} knows time and weekday"
@@ -538,9 +541,9 @@ def test_the_historical_profile_comes_from_the_past(name):
     ]
     for changes in (beyond_a_day, no_hour):
         config = load(PEMS04, [*changes, "Model.residual=off"])
-        assert not config.variant.needs_profile(config.model)
+        assert not config.needs.profile
     config = load(PEMS04, [variant, "Data.num_for_predict=276"])
-    assert config.variant.needs_profile(config.model)
+    assert config.needs.profile
 
 
 def test_settings_are_compared_even_when_others_are_wrong():
@@ -635,7 +638,8 @@ num_of_hours = 0
         f"its.conf [Train]: found unknown section 'Train', expected one of {', '.join(SECTION_NAMES)} "
         "(did you mean 'Training'?)",
         "its.conf [Model] time_gate: found a setting of variant paper, released, expected one of variant residual_mlp: "
-        "variant, residual, autoregression, direct_head, identity, harmonics, graph_means, past_days",
+        "variant, residual, autoregression, direct_head, identity, harmonics, graph_means, past_days, carry_profile, "
+        "copy_imputed, mute_imputed, members",
         "its.conf [Training] dropout: found '1', expected a number of at least 0 and below 1",
         "its.conf [Training] seed: found '-2', expected an integer from 0 to 4294967295",
         "mine.conf [Training] loss: found 'hubr', expected one of mae, huber, mse (did you mean 'huber'?)",
@@ -697,10 +701,10 @@ def test_which_settings_make_another_experiment(name):
     )
     second = of_variant(variant, f"{name}={text}")
     assert second != first
-    alike = name == "Training.seed" or (name.startswith("Runtime.") and name != "Runtime.precision")
+    alike = name in ("Training.seed", "Data.cache") or (name.startswith("Runtime.") and name != "Runtime.precision")
     assert (first.experiment == second.experiment) == alike
-    assert first.differences(second) == ([] if alike else [f"{name} {first.texts()[name] or 'none'}"])
-    assert second.differences(first) == ([] if alike else [f"{name} {second.texts()[name]}"])
+    for one, other in ((first, second), (second, first)):
+        assert one.differences(other) == ([] if alike else [f"{name} {one.experiment.texts()[name] or 'none'}"])
 
 
 def test_another_variant_is_another_experiment():
@@ -721,8 +725,10 @@ def test_another_variant_is_another_experiment():
 
 def test_an_experiment_has_no_seed_and_no_machine():
     base = load(PEMS04)
-    config = load(PEMS04, ["Training.seed=7", "Runtime.device=cpu", "Runtime.compile=on", "Runtime.precision=bf16"])
-    assert config.experiment == replace(base, runtime=replace(base.runtime, precision="bf16"))
+    machine = ["Runtime.device=cpu", "Runtime.compile=on", "Runtime.precision=bf16", "Data.cache=/scratch"]
+    places = [f"Data.{key}=/shared/{getattr(base.data, key).name}" for key in FILE_SETTINGS if getattr(base.data, key)]
+    config = load(PEMS04, ["Training.seed=7", *machine, *places])
+    assert config.experiment == replace(base.experiment, runtime=replace(base.runtime, precision="bf16"))
     assert config.experiment.experiment == config.experiment
 
 
@@ -758,10 +764,10 @@ def test_the_readme_has_the_table_of_all_settings():
     assert sorted(names) == sorted([*SETTINGS, "Model.variant"])
     assert table.count("\n") == len(names) + 2
     begin, end = "<!-- settings -->", "<!-- end of settings -->"
-    command = f"python run.py --settings | sed -i -e '/{begin}/r /dev/stdin' -e '/{begin}/,/{end}/{{//!d}}' {{}}"
+    command = f"python run.py --settings | sed -i -e '/{begin}/r /dev/stdin' -e '/{begin}/,/{end}/{{//!d}}'"
     shown = README.read_text(encoding="utf-8").partition(f"\n{begin}\n")[2].partition(f"{end}\n")[0]
     path = README.relative_to(REPOSITORY_ROOT)
-    assert shown == table, f"{path} is not what the code says; remake its table with:\n  {command.format(path)}"
+    assert shown == table, f"{path} is not what the code says; remake its table with:\n  {command} {path}"
 
 
 # ---------------------------------------------------------------------------------------------------- kinds

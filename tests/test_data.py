@@ -27,7 +27,7 @@ def shape_of(reference: dict[str, np.ndarray]) -> WindowShape:
 
 
 def test_splits_and_scaling_of_the_released_code(reference: dict[str, np.ndarray]) -> None:
-    prepared = prepare(reference["data"], shape_of(reference), "")
+    prepared = prepare(reference["data"], shape_of(reference), {})
     assert [len(prepared.label_starts[split]) for split in SPLITS] == reference["split_sizes"].tolist()
     for split in SPLITS:
         np.testing.assert_array_equal(prepared.label_starts[split], reference[f"label_starts_{split}"])
@@ -36,7 +36,7 @@ def test_splits_and_scaling_of_the_released_code(reference: dict[str, np.ndarray
 
 
 def test_windows_of_the_released_code(reference: dict[str, np.ndarray]) -> None:
-    prepared = prepare(reference["data"], shape_of(reference), "")
+    prepared = prepare(reference["data"], shape_of(reference), {})
     windows = Windows(prepared, horizon=12, calendar=Calendar(288), device=torch.device("cpu"))
     for split in SPLITS:
         expected = reference[f"{split}_x"][:, :, 0]
@@ -54,8 +54,8 @@ def test_windows_of_the_released_code(reference: dict[str, np.ndarray]) -> None:
 
 
 def test_materialized_file_of_the_released_code(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
-    prepared = prepare(reference["data"], shape_of(reference), "")
-    materialize(tmp_path / "windows.npz", reference["data"], prepared, horizon=12)
+    prepared = prepare(reference["data"], shape_of(reference), {})
+    materialize(tmp_path / "windows.npz", reference["data"], prepared, horizon=12, steps_per_day=288)
     with np.load(tmp_path / "windows.npz", allow_pickle=False) as archive:
         names = {f"{split}_{part}" for split in SPLITS for part in ("x", "target", "timestamp")}
         assert set(archive.files) == {*names, "mean", "std"}
@@ -76,7 +76,7 @@ def test_windows_equal_a_loop_over_the_definition(weeks: int, days: int, hours: 
     points_per_hour, rows = 1, 400
     flow = np.random.default_rng(1).uniform(0, 9, (rows, 2, 1)).astype(np.float32)
     shape = WindowShape(weeks, days, hours, horizon, points_per_hour)
-    prepared = prepare(flow, shape, "")
+    prepared = prepare(flow, shape, {})
     windows = Windows(prepared, horizon, Calendar(288), torch.device("cpu"))
     starts = np.concatenate([prepared.label_starts[split] for split in SPLITS])
 
@@ -109,7 +109,7 @@ def test_windows_with_padded_history_are_those_of_a_series_that_repeats_its_firs
         flow[generator.random(flow.shape) < 0.2] = np.nan
         flow[[0, day - 1]] = 5.0  # a gap at either end of the first day has other neighbours where it is repeated
     repeated = np.concatenate([np.tile(flow[:day], (7, 1, 1)), flow])
-    prepared, whole = (prepare(series, shape, "", "interpolate") for series in (flow, repeated))
+    prepared, whole = (prepare(series, shape, {}, "interpolate") for series in (flow, repeated))
     whole = replace(whole, minimum=prepared.minimum, maximum=prepared.maximum)
     windows, expected = (Windows(one, 3, calendar, device) for one in (prepared, whole))
     starts = padded_label_starts(prepared, day)
@@ -126,12 +126,19 @@ def tensors_of(batch: Batch) -> tuple[torch.Tensor | None, ...]:
     return (*batch.inputs, batch.target, batch.flow, batch.observed)
 
 
+@pytest.mark.parametrize("rows", [100, 500])
+@pytest.mark.parametrize("split_windows", [False, True])
 @pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 2, 1), (1, 2, 3), (0, 0, 30)])
-def test_no_window_with_padded_history_reads_its_targets(weeks: int, days: int, hours: int) -> None:
-    day, shape = 24, WindowShape(weeks, days, hours, 3, 1)
-    flow = np.random.default_rng(8).uniform(0, 9, (500, 2, 1)).astype(np.float32)
-    prepared = prepare(flow, shape, "")
-    for t0 in padded_label_starts(prepared, day):
+def test_no_window_with_padded_history_reads_its_targets(
+    weeks: int, days: int, hours: int, split_windows: bool, rows: int
+) -> None:
+    day, shape = 24, WindowShape(weeks, days, hours, 3, 1, split_windows)
+    flow = np.random.default_rng(8).uniform(0, 9, (rows, 2, 1)).astype(np.float32)
+    if rows < 500 and not split_windows:
+        return
+    prepared = prepare(flow, shape, {})
+    starts = [padded_label_starts(prepared, day), *(prepared.label_starts.values() if split_windows else ())]
+    for t0 in np.concatenate(starts):
         start = torch.tensor([t0])
         after = flow[..., 0].copy()
         after[t0:] += 1
@@ -141,22 +148,58 @@ def test_no_window_with_padded_history_reads_its_targets(weeks: int, days: int, 
         assert not torch.equal(*(batch.target for batch in batches))
 
 
+def test_the_splits_of_the_benchmarks_papers() -> None:
+    rows, weeks_days_hours = 17856, (1, 4, 7)  # of PEMS08
+    samples, windows = (
+        WindowShape(*weeks_days_hours, 12, 12, split_windows).split(rows) for split_windows in (False, True)
+    )
+    assert (samples["test"][0], len(samples["test"])) == (14679, 3166)
+    assert (windows["test"][0], windows["test"][-1]) == (14278, rows - 12)
+    one_hour = WindowShape(0, 0, 1, 12, 12).split(rows)
+    for split in ("val", "test"):
+        np.testing.assert_array_equal(windows[split], one_hour[split])
+    np.testing.assert_array_equal(windows["train"], np.arange(2 * 288, one_hour["train"][-1] + 1))
+
+
+@pytest.mark.parametrize("split_windows", [False, True])
+@pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 1, 2), (0, 2, 1), (0, 0, 1)])
+def test_the_fewest_rows_are_those_of_the_message(weeks: int, days: int, hours: int, split_windows: bool) -> None:
+    shape = WindowShape(weeks, days, hours, 3, 1, split_windows)
+    with pytest.raises(InputError, match="found 2 rows, expected at least") as fault:
+        shape.split(2)
+    needed = int(str(fault.value).split("at least ")[1].split()[0])
+    assert all(len(starts) for starts in shape.split(needed).values())
+    with pytest.raises(InputError, match=f"found {needed - 1} rows, expected at least {needed}"):
+        shape.split(needed - 1)
+
+
+def test_padded_windows_are_materialised_padded(tmp_path: Path) -> None:
+    flow, shape = np.random.default_rng(9).uniform(0, 9, (400, 2, 1)), WindowShape(1, 1, 1, 3, 1, True)
+    prepared = prepare(flow, shape, {})
+    materialize(tmp_path / "windows.npz", flow, prepared, horizon=3, steps_per_day=24)
+    windows = Windows(prepared, 3, Calendar(24), torch.device("cpu"))
+    with np.load(tmp_path / "windows.npz") as archive:
+        for split, starts in prepared.label_starts.items():
+            inputs = windows.batch(torch.from_numpy(starts)).inputs
+            np.testing.assert_allclose(archive[f"{split}_x"][:, :, 0], inputs.series, atol=1e-6)
+
+
 def test_scaling_knows_only_rows_of_training_inputs() -> None:
     flow = np.random.default_rng(2).uniform(1, 2, (200, 3, 2))
     shape = WindowShape(0, 1, 1, 2, 1)
-    before = prepare(flow, shape, "")
+    before = prepare(flow, shape, {})
     flow[before.training_rows :] = 1e6
-    after = prepare(flow, shape, "")
+    after = prepare(flow, shape, {})
     np.testing.assert_array_equal(before.maximum, after.maximum)
     flow[before.training_rows - 1, 1, 0] = 7
-    assert prepare(flow, shape, "").maximum[0] == 7
+    assert prepare(flow, shape, {}).maximum[0] == 7
 
 
 def test_prepared_file_round_trip(tmp_path: Path, reference: dict[str, np.ndarray]) -> None:
-    prepared = prepare(reference["data"], shape_of(reference), "abc")
+    prepared = prepare(reference["data"], shape_of(reference), {"series": "abc"})
     save_prepared(tmp_path / "prepared.npz", prepared)
     read = load_prepared(tmp_path / "prepared.npz")
-    assert read.source_fingerprint == "abc"
+    assert read.made_from == {"series": "abc"}
     for name in ("flow", "offsets", "minimum", "maximum"):
         np.testing.assert_array_equal(getattr(read, name), getattr(prepared, name))
     for split in SPLITS:
@@ -165,7 +208,7 @@ def test_prepared_file_round_trip(tmp_path: Path, reference: dict[str, np.ndarra
 
 
 def test_prepared_file_holds_the_flow_once(reference: dict[str, np.ndarray]) -> None:
-    prepared: Prepared = prepare(reference["data"], shape_of(reference), "")
+    prepared: Prepared = prepare(reference["data"], shape_of(reference), {})
     assert prepared.flow.shape == reference["data"].shape[:2]
     assert prepared.flow.dtype == np.float32
 
@@ -180,9 +223,10 @@ def wrong_value(kind: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"flow": np.ones((9, 3, 1))}, "found arrays flow, expected 'data'"),
-        ({"Data": np.ones((9, 3, 1))}, "found arrays Data, expected 'data' (did you mean 'Data'?)"),
+        ({"flow": np.ones((9, 3, 1))}, "found arrays flow, expected 'data' or 'x'"),
+        ({"Data": np.ones((9, 3, 1))}, "found arrays Data, expected 'data' or 'x' (did you mean 'Data'?)"),
         ({"data": np.ones((9, 3))}, "data: found shape (9, 3), expected three axes (time steps, sensors, features)"),
+        ({"x": np.ones((9, 4, 1))}, "x: found 4 sensors, expected num_of_vertices = 3"),
         ({"data": np.ones((9, 4, 1))}, "data: found 4 sensors, expected num_of_vertices = 3"),
         ({"data": np.ones((0, 3, 1))}, "data: found shape (0, 3, 1), expected at least one step, sensor and feature"),
         ({"data": np.full((9, 3, 1), "x")}, "data: found values of type <U1, expected numbers"),
@@ -210,6 +254,15 @@ def test_wrong_series(tmp_path: Path, arrays: dict[str, np.ndarray], message: st
     assert str(fault.value).endswith(message)
 
 
+def test_the_array_may_be_called_x(tmp_path: Path) -> None:
+    series = np.arange(24.0).reshape(4, 3, 2)
+    path = tmp_path / "series.npz"
+    np.savez(path, x=series, y=-series)
+    np.testing.assert_array_equal(read_series(path, 3), series)
+    np.savez(path, x=-series, data=series)
+    np.testing.assert_array_equal(read_series(path, 3), series)
+
+
 def test_series_that_are_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "series.npz"
     with pytest.raises(InputError, match=r"series\.npz: no such file, expected an npz archive with data"):
@@ -229,7 +282,7 @@ def test_series_that_are_no_archive(tmp_path: Path) -> None:
 def test_too_few_rows_and_a_constant_flow() -> None:
     shape = WindowShape(weeks=0, days=1, hours=1, horizon=12, points_per_hour=12)
     with pytest.raises(InputError, match="found 301 rows, expected at least 302 for windows of 0 weeks, 1 days"):
-        prepare(np.random.default_rng(0).random((301, 2, 1)), shape, "")
-    prepare(np.random.default_rng(0).random((302, 2, 1)), shape, "")
+        prepare(np.random.default_rng(0).random((301, 2, 1)), shape, {})
+    prepare(np.random.default_rng(0).random((302, 2, 1)), shape, {})
     with pytest.raises(InputError, match="found a flow of 3 at all training steps, expected values that vary"):
-        prepare(np.full((400, 2, 1), 3), shape, "")
+        prepare(np.full((400, 2, 1), 3), shape, {})

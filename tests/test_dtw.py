@@ -1,7 +1,9 @@
 """DTW between mean days: against brute force and the fastdtw package, its invariances, and its file."""
 
 import json
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, fields, replace
+from importlib.metadata import PackageNotFoundError, version
 
 import fastdtw
 import numpy as np
@@ -18,13 +20,14 @@ from lib.data.dtw import (
     mean_days,
     save_dtw,
 )
-from lib.data.preparing import distance_for, make_distance, prepared_for
+from lib.data.preparing import distance_for, dtw_paths, make_distance, prepared_for, wanted_record
 from lib.errors import InputError
 from lib.files import load_json, save_json
+from lib.provenance import provenance
 from tests.conftest import load
 
 GPU = torch.device("meta")  # stands for one: PyTorch has it everywhere, and it computes nothing
-RECORD = DTWRecord(method="exact", radius=0, rows="train", days=3, fingerprint="0a1b")
+RECORD = DTWRecord(method="exact", radius=0, rows="train", days=3, fingerprint="0a1b", version=1)
 
 
 def random_profiles(num_nodes, length, seed=0):
@@ -139,10 +142,11 @@ def test_memory_of_a_device_is_bounded_however_long_the_day(gpu):
 @pytest.mark.parametrize("method", ["exact", "fastdtw"])
 def test_the_device_changes_neither_distances_nor_record(method, make_dataset, gpu, monkeypatch, capsys):
     config = load(make_dataset(), [f"Graph.dtw_method={method}", "Runtime.device=cpu"])
-    prepared, paths = prepared_for(config), (config.dtw_path, config.dtw_record_path)
+    prepared = prepared_for(config)
+    paths = dtw_paths(config, wanted_record(config, prepared))
     make_distance(config, prepared, method, 1, "train")
     on_cpu = [path.read_bytes() for path in paths]
-    config.dtw_path.unlink()
+    paths[0].unlink()
 
     monkeypatch.setattr("lib.data.preparing.choose_device", lambda name: {"cpu": GPU}[name])
     distance_for(config, prepared)
@@ -240,7 +244,7 @@ def saved(folder, matrix=None, record=RECORD):
 
 def test_saved_matrix_and_record_come_back(tmp_path):
     matrix = dtw_matrix(random_profiles(5, 12))
-    record = DTWRecord(method="fastdtw", radius=2, rows="all", days=8, fingerprint="ff")
+    record = DTWRecord(method="fastdtw", radius=2, rows="all", days=8, fingerprint="ff", version=1)
     loaded, loaded_record = load_dtw(*saved(tmp_path, matrix, record), num_nodes=5)
     assert np.array_equal(loaded, matrix)
     assert loaded_record == record
@@ -266,34 +270,44 @@ def test_a_record_of_an_earlier_version_is_read_and_vouches_for_no_matrix(tmp_pa
         load_dtw(*paths, num_nodes=5)
 
 
-@pytest.mark.parametrize(("first", "second"), [("exact", "fastdtw"), ("fastdtw", "exact")])
-def test_of_two_calls_at_once_neither_passes_off_its_distances_as_the_others(
-    first, second, make_dataset, monkeypatch, capsys
-):
-    config = load(make_dataset(), [f"Graph.dtw_method={first}"])
-    prepared = prepared_for(config)
-    alone = {method: make_distance(config, prepared, method, 1, "train")[0] for method in (second, first)}
-    assert not np.array_equal(alone[first], alone[second])
-
-    def overtaken(path, content):
-        """Let the other call begin and end between the matrix and the record of this one."""
-        monkeypatch.setattr("lib.data.dtw.save_json", save_json)
-        make_distance(config, prepared, second, 1, "train")
-        save_json(path, content)
-
-    monkeypatch.setattr("lib.data.dtw.save_json", overtaken)
-    make_distance(config, prepared, first, 1, "train")
-    assert load_dtw_record(config.dtw_record_path).method == first
-    assert np.array_equal(np.load(config.dtw_path), alone[second])
-    with pytest.raises(InputError, match=r"found other distances than those of TINY_dtw\.json, expected its own"):
-        load_dtw(config.dtw_path, config.dtw_record_path, num_nodes=5)
-
+def test_runs_that_ask_for_other_distances_leave_each_others_alone(make_dataset, capsys):
+    path = make_dataset()
+    other_series = ["Data.split=windows", "Data.missing=interpolate"]
+    changes = ([], ["Graph.dtw_rows=all"], ["Graph.dtw_method=fastdtw"], other_series)
+    configs = [load(path, change) for change in changes]
+    first = [distance_for(config, prepared_for(config)) for config in configs]
+    files = {path: path.stat().st_mtime_ns for path in path.parent.glob("TINY/*_dtw_*")}
+    assert len(files) == 2 * len(changes)
     capsys.readouterr()
-    assert np.array_equal(distance_for(config, prepared), alone[first])
-    stale = f"{config.dtw_path} is stale: found other distances than those of TINY_dtw.json, making it anew\n"
-    assert capsys.readouterr().out == stale
-    assert np.array_equal(distance_for(config, prepared), alone[first])
-    assert capsys.readouterr().out == ""
+    for config, distance in zip(configs, first, strict=True):
+        assert np.array_equal(distance_for(config, prepared_for(config)), distance)
+    assert "_dtw_" not in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_every_part_of_a_record_is_in_its_key():
+    others = {"method": "fastdtw", "radius": 1, "rows": "all", "days": 4, "fingerprint": "0a1c", "version": 2}
+    compared = [item.name for item in fields(DTWRecord) if item.compare]
+    assert list(others) == compared
+    keys = {RECORD.key, *(replace(RECORD, **{name: other}).key for name, other in others.items())}
+    assert len(keys) == 1 + len(others)
+    assert replace(RECORD, matrix_fingerprint="ff").key == RECORD.key
+
+
+def test_without_the_package_of_fastdtw_only_its_method_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastdtw", None)
+    with pytest.raises(InputError, match="DTW method: found no package for fastdtw, expected it: pip install fastdtw"):
+        dtw_matrix(random_profiles(3, 12), "fastdtw")
+
+    def installed(name):
+        if name == "fastdtw":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("lib.provenance.version", installed)
+    packages = provenance(torch.device("cpu"))["packages"]
+    assert "fastdtw" not in packages
+    assert packages["numpy"] == np.__version__
 
 
 def changed(row, column, value, both=False):

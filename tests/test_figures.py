@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.dates import num2date
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import lib.runs
 from lib.baselines import targets
 from lib.checkpoints import load_checkpoint
 from lib.config import Config
 from lib.data.graphs import hop_distances
+from lib.data.preparing import dtw_paths, prepared_for, wanted_record
 from lib.errors import InputError
 from lib.metrics import ForecastErrors, metrics_content
 from lib.report.figures import (
@@ -196,6 +198,8 @@ def test_curves_are_the_log_and_the_scores() -> None:
     axes = error_by_horizon({"model": scores([3, 5, 8]), "last value": scores([4, 5, 6])}, 5, UNIT).axes[0]
     np.testing.assert_array_equal(lines_of(axes)["model"], [[5, 10, 15], [3, 5, 8]])
     np.testing.assert_array_equal(lines_of(axes)["last value"], [[5, 10, 15], [4, 5, 6]])
+    axes = error_by_horizon({"model": [{"mae": 3.0}, {"mae": None}, {"mae": 0.0}]}, 5, UNIT).axes[0]
+    np.testing.assert_array_equal(lines_of(axes)["model"], [[5, 10, 15], [3, np.nan, 0]])  # nothing known is no 0
 
 
 def test_groups_are_drawn_as_mean_and_standard_deviation() -> None:
@@ -423,7 +427,7 @@ def test_all_figures_of_a_run_are_made_from_its_files(
     untouched_run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("lib.report.results.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    monkeypatch.setattr("lib.report.figures.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
     run, config = untouched_run, settings_of(untouched_run)
     capsys.readouterr()
     paths = make_figures(run, config, sensors=[1, 4], days=1, first_day=1)
@@ -457,9 +461,9 @@ def test_what_is_missing_or_of_another_series_is_left_out_and_said(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("lib.report.results.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    monkeypatch.setattr("lib.report.figures.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
     config = settings_of(run)
-    record = config.dtw_record_path
+    matrix, record = dtw_paths(config, wanted_record(config, prepared_for(config)))
     text = record.read_text()
 
     def panels() -> int:
@@ -471,11 +475,11 @@ def test_what_is_missing_or_of_another_series_is_left_out_and_said(
     record.write_text(text.replace('"days": ', '"days": 9'))
     assert panels() == 2
     said = capsys.readouterr().out
-    assert said.startswith(f"figure graphs without the DTW distances: {config.dtw_path}: found the distances of ")
+    assert said.startswith(f"figure graphs without the DTW distances: {matrix}: found the distances of ")
     assert said.count("\n") == 1
-    config.dtw_path.unlink()
+    matrix.unlink()
     assert panels() == 2
-    assert "TINY_dtw.npy: no such file" in capsys.readouterr().out
+    assert f"{matrix}: no such file" in capsys.readouterr().out
 
     links = config.data.adj_filename
     links.write_text(links.read_text().replace("0,1,1.0\n", ""))
@@ -486,6 +490,62 @@ def test_what_is_missing_or_of_another_series_is_left_out_and_said(
     assert "figure patch_positions left out: " in said
     assert not {"error_map", "patch_positions"} & set(drawn)
     assert set(drawn) > ALWAYS
+
+
+def test_text_of_data_is_literal_in_every_figure(tmp_path: Path) -> None:
+    """Two dollars make no formula, an underscore hides no name, and a letter that the font lacks is no fault."""
+    names = ["$\\frac{a$ b$", "_hidden", "a^b_c", "银川"]
+    curve = [(np.linspace(1, 2, 3), np.ones(3), 1.0)]
+    compared = [
+        error_by_horizon({name: scores([1, 2]) for name in names}, 30, names[0]),
+        horizons_compared(dict.fromkeys(names, np.ones((2, 3))), {"_too": np.ones(3)}, 30, names[0]),
+        error_against_time(dict.fromkeys(names, curve), names[0]),
+    ]
+    for figure in compared:
+        save_figure(figure, tmp_path / "f.png")
+        shown = {text.get_text().strip("\u200b") for text in figure.legends[0].get_texts()}
+        assert set(names) <= shown
+    title = forecast_against_truth(np.ones((9, 6)), np.ones((9, 6)), np.arange(9), names[0], UNIT, 30, None)
+    matrices = graph_matrices(None, masks(6), {names[0]: np.arange(6)}, UNIT)
+    for figure in (title, matrices):
+        save_figure(figure, tmp_path / "f.png")
+    for figure in (*compared, title, matrices):
+        texts = figure.findobj(Text)
+        assert any(names[0] in text.get_text() for text in texts)
+        assert not any(text.get_parse_math() for text in texts)
+        assert not any("mathdefault" in text.get_text() for text in texts)
+
+
+def test_a_figure_that_fails_costs_itself_alone(
+    untouched_run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unsaved(_: Figure, path: Path) -> None:
+        if path.stem == "error_map":
+            raise RuntimeError("no\nsuch glyph")
+
+    def fail(*_: object) -> Figure:
+        raise ValueError("no drawing")
+
+    monkeypatch.setattr("lib.report.figures.save_figure", unsaved)
+    monkeypatch.setattr("lib.report.results.error_by_horizon", fail)
+    capsys.readouterr()
+    paths = make_figures(untouched_run, settings_of(untouched_run), sensors=[1])
+    assert {path.stem for path in paths} == {
+        *(ALWAYS - {"error_by_horizon"}),
+        *("forecast_sensor1", "graphs", "patch_positions", "kernels"),
+    }
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "figure error_by_horizon left out: ValueError: no drawing",
+        "figure error_map left out: RuntimeError: no",
+    ]
+
+    def full(_: Figure, path: Path) -> None:
+        raise InputError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("lib.report.figures.save_figure", full)
+    with pytest.raises(InputError, match="No space left"):
+        make_figures(untouched_run, settings_of(untouched_run))
 
 
 @pytest.mark.parametrize(

@@ -123,14 +123,14 @@ PREPARED = npz(
     label_starts_test=np.array([7]),
     minimum=np.zeros(1),
     maximum=np.ones(1),
-    source_fingerprint=np.array("ff"),
+    made_from=np.array('{"series": "ff"}'),
     missing=np.eye(9, SENSORS, dtype=bool),
-    missing_rule=np.array("interpolate"),
+    imputed=np.eye(9, SENSORS, dtype=bool),
 )
 MATRICES = (npy(np.zeros((SENSORS, SENSORS))), npy(TRAPS), pickle.dumps(Trap()))
 RECORD = json.dumps(
     {
-        **{"method": "exact", "radius": 0, "rows": "train", "days": 4, "fingerprint": "ff"},
+        **{"method": "exact", "radius": 0, "rows": "train", "days": 4, "fingerprint": "ff", "version": 1},
         "matrix_fingerprint": fingerprint_arrays(np.zeros((SENSORS, SENSORS))),
     }
 ).encode()

@@ -1,5 +1,6 @@
 """Graphs: reading links, the masks against the released code's and by their properties, the Laplacian encodings."""
 
+import gzip
 from itertools import pairwise
 
 import numpy as np
@@ -135,8 +136,75 @@ def test_links_file_that_cannot_be_read(tmp_path):
         read_links(tmp_path, num_nodes=3)
     binary = tmp_path / "X.npz"
     binary.write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(InputError, match=r"X\.npz: found bytes that are not text .* expected UTF-8"):
+    with pytest.raises(InputError, match=r"X\.npz: found bytes that are not text .* expected links as \.csv"):
         read_links(binary, num_nodes=3)
+    with pytest.raises(
+        InputError, match=r"adj_mx\.pkl: found a pickle, .* python -c .*numpy\.save\('adj_mx\.npy', pickle"
+    ):
+        read_links(tmp_path / "adj_mx.pkl", num_nodes=3)
+
+
+def test_quotes_tabs_and_compression_do_not_matter(tmp_path):
+    rows = ["from,to,cost", "0,1,2.0", "2,1,1e3"]
+    quoted = "\n".join(",".join(f'"{cell}"' for cell in row.split(",")) for row in rows)
+    forms = {"q.csv": quoted, "s.csv": quoted.replace(",", ", "), "t.tsv": quoted.replace(",", "\t")}
+    for name, text in forms.items():
+        assert read_links(write(tmp_path, text, name), num_nodes=3).pairs.tolist() == [[0, 1], [1, 2]]
+    packed = tmp_path / "X.csv.gz"
+    packed.write_bytes(gzip.compress(quoted.encode()))
+    assert read_links(packed, num_nodes=3).pairs.tolist() == [[0, 1], [1, 2]]
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(InputError, match=r"X\.csv\.gz: cannot be read"):
+        read_links(packed, num_nodes=3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_matrix_counts_as_the_list_of_its_links(tmp_path, seed):
+    draw = np.random.default_rng(seed)
+    number = int(draw.integers(4, 12))
+    matrix = draw.normal(size=(number, number)) * (draw.random((number, number)) < 0.3)  # weights, negative ones too
+    rows = "".join(f"{start},{end},{matrix[start, end]}\n" for start, end in zip(*np.nonzero(matrix), strict=True))
+    expected = read_links(write(tmp_path, f"from,to,cost\n{rows}"), number)
+    ids = tuple(range(100, 100 + number))
+    for name, form in (("f.npy", matrix), ("b.npy", matrix != 0), ("i.npy", np.sign(matrix).astype(np.int8))):
+        np.save(tmp_path / name, form)
+    np.savetxt(tmp_path / "commas.csv", matrix, delimiter=",")
+    np.savetxt(tmp_path / "spaces.txt", matrix)
+    for name in ("f.npy", "b.npy", "i.npy", "commas.csv", "spaces.txt"):
+        links = read_links(tmp_path / name, number, None, ids)
+        assert links.pairs.tolist() == expected.pairs.tolist()
+        assert links.sensor_ids == ids
+        for count in ("self_links", "duplicates", "reversed_duplicates"):
+            assert getattr(links, count) == getattr(expected, count)
+    symmetric = (matrix != 0) | (matrix != 0).T
+    assert np.array_equal(adjacency_matrix(expected, number), symmetric & ~np.eye(number, dtype=bool))
+    assert expected.self_links == np.count_nonzero(np.diag(matrix))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.eye(3), ": found a matrix of 3 x 3, expected 4 x 4 by num_of_vertices = 4"),
+        (np.zeros((4, 4, 1)), ": found a matrix of 4 x 4 x 1, expected 4 x 4 by num_of_vertices = 4"),
+        (np.array(1), ": found a matrix of a single number, expected 4 x 4 by num_of_vertices = 4"),
+        (np.full((4, 4), "x"), ": found values of type <U1, expected numbers"),
+        (np.diag([0, 1, np.inf, 0]), " row 3, column 3: found inf, expected a number, 0 for no link"),
+        ("0,1,0,0\n" * 3, ": found a matrix of 3 x 4, expected 4 x 4 by num_of_vertices = 4"),
+        ("0,1,0,0\n" * 3 + "0,1,0\n", " row 4: found 3 columns, expected 4"),
+        ("0,1,0,0\n" * 3 + "0,1,x,0\n", " row 4, column 3: found 'x', expected a number"),
+        ("0,1,0,0\n" * 3 + "0,1,nan,0\n", " row 4, column 3: found 'nan', expected a number"),
+        ("0,1,1\n" * 4, " row 1: found '0,1,1', expected the header from,to,cost or from,to,distance"),
+    ],
+)
+def test_wrong_matrix(tmp_path, content, message):
+    if isinstance(content, str):
+        path = write(tmp_path, content)
+    else:
+        path = tmp_path / "X.npy"
+        np.save(path, content)
+    with pytest.raises(InputError) as caught:
+        read_links(path, num_nodes=4)
+    assert str(caught.value) == f"{path}{message}"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lib.config import Config
 from lib.data.prepared import Prepared, load_prepared, prepare, save_prepared
 from lib.data.preparing import make_prepared, prepared_for, window_shape
 from lib.data.sensor_tables import read_table, regular_series
-from lib.data.series import fill_gaps, last_observed, next_observed
+from lib.data.series import fill_gaps, last_observed, missing_rule, next_observed
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Batch, Windows
 from lib.errors import InputError
@@ -97,7 +97,7 @@ def series_with_gaps(draw: st.DrawFn) -> np.ndarray:
 def test_inputs_are_those_of_a_filling_of_the_rows_before_the_label_start(
     data: np.ndarray, segments: tuple[int, int, int]
 ) -> None:
-    prepared = prepare(data, WindowShape(*segments, HORIZON, 1), "", "interpolate")
+    prepared = prepare(data, WindowShape(*segments, HORIZON, 1), {}, "interpolate")
     windows, truth = windows_of(prepared), data[:, :, 0]
     mean = np.nanmean(truth[: prepared.training_rows].astype(np.float32), axis=0, dtype=np.float64)
     for starts in prepared.label_starts.values():
@@ -121,10 +121,10 @@ def test_inputs_are_those_of_a_filling_of_the_rows_before_the_label_start(
 def test_what_the_decoder_is_fed_sees_nothing_of_later_targets() -> None:
     data = gappy_series()
     shape = WindowShape(0, 1, 2, 12, 2)
-    before = prepare(data, shape, "", "interpolate")
+    before = prepare(data, shape, {}, "interpolate")
     later = 200
     data[later:] += 50  # what is missing stays so
-    after = replace(prepare(data, shape, "", "interpolate"), minimum=before.minimum, maximum=before.maximum)
+    after = replace(prepare(data, shape, {}, "interpolate"), minimum=before.minimum, maximum=before.maximum)
     starts = torch.arange(later - 12, later + 1)
     one, other = (windows_of(prepared, 12).batch(starts) for prepared in (before, after))
     assert torch.equal(one.inputs.series, other.inputs.series)
@@ -147,27 +147,57 @@ def test_the_nearest_observed_steps_are_those_of_a_plain_search() -> None:
             assert next_observed(missing)[step, sensor] == min(observed[observed >= step], default=40)
 
 
-@pytest.mark.parametrize("gap", [np.nan, 0.0])
-def test_preparing_fills_the_flow_and_scales_by_what_is_observed(gap: float) -> None:
+@pytest.mark.parametrize(
+    ("gap", "rule"),
+    [
+        (np.nan, "interpolate"),
+        (0.0, "zero_is_missing"),
+        (-1.0, "-1"),
+        (-9.99, "interpolate, -9.99, -1"),
+        (-999.0, "negative_is_missing"),
+    ],
+)
+def test_preparing_fills_the_flow_and_scales_by_what_is_observed(gap: float, rule: str) -> None:
     data, by_nan = gappy_series(gap), gappy_series()[:, :, 0]
     data = np.concatenate([data, np.where(data > 100, np.nan, 1.0)], axis=2)  # of another feature, some missing too
     shape = WindowShape(0, 1, 2, HORIZON, 2)
-    prepared = prepare(data, shape, "", "interpolate" if np.isnan(gap) else "zero_is_missing")
+    prepared = prepare(data, shape, {}, rule)
     np.testing.assert_array_equal(prepared.truth, by_nan.astype(np.float32))
     np.testing.assert_array_equal(prepared.flow, fill_gaps(by_nan, ROWS).astype(np.float32))
     np.testing.assert_array_equal(prepared.missing, np.isnan(by_nan))
     touched = by_nan[: prepared.training_rows]  # with hours among the inputs, all rows before the last label start
     assert prepared.minimum.tolist() == [np.nanmin(touched), 1]
     assert prepared.maximum.tolist() == [np.nanmax(touched), 1]
-    with_zeros = prepare(data, shape, "", "interpolate")
-    assert (with_zeros.minimum[0] == 0) == (gap == 0)
+    if gap < 0:
+        count, (step, sensor) = np.count_nonzero(data[:, :, 0] == gap), np.argwhere(data[:, :, 0] == gap)[0]
+        expected = f"found {count:,} negative values, the first {gap:g} at step {step}, sensor {sensor}, expected "
+        with pytest.raises(InputError) as refused:
+            prepare(data, shape, {}, "zero_is_missing")
+        assert str(refused.value).startswith(expected)
+        assert str(refused.value).endswith(f"set [Data] missing = interpolate, {gap:g}, 0")
+    else:
+        assert (prepare(data, shape, {}, "interpolate").minimum[0] == 0) == (gap == 0)
     counts = prepared.missing_targets(np.arange(48, 382), HORIZON)
     assert counts.tolist() == [np.isnan(by_nan[t0 : t0 + HORIZON]).sum() for t0 in range(48, 382)]
 
 
+def test_a_rule_has_one_text_and_many_negative_values_one_word() -> None:
+    for text in ("zero_is_missing", "0", "interpolate,0.0", " -0 , interpolate "):
+        assert missing_rule(text) == "interpolate, 0"
+    assert missing_rule("0.25, -1,negative_is_missing") == "interpolate, negative_is_missing, -1, 0.25"
+    assert [missing_rule(word) for word in ("error", "interpolate")] == ["error", "interpolate"]
+    for text in ("error, -1", "nan", "-inf", "", "-1,", "interpolate -1", "negative"):
+        with pytest.raises(ValueError, match=r"convert|finite"):
+            missing_rule(text)
+    data = tiny_series()
+    data[5:9, 1, 0] = [-1, -2, -3, -4]
+    with pytest.raises(InputError, match=r"found 4 negative .* sensor b, .* = interpolate, negative_is_missing$"):
+        prepare(data, WindowShape(0, 1, 2, HORIZON, 2), {}, sensors="abcde")
+
+
 def test_a_series_without_gaps_is_the_same_by_any_rule() -> None:
     shape = WindowShape(0, 1, 2, HORIZON, 2)
-    first, *others = (prepare(tiny_series(), shape, "", rule) for rule in ("error", "interpolate", "zero_is_missing"))
+    first, *others = (prepare(tiny_series(), shape, {}, rule) for rule in ("error", "interpolate", "zero_is_missing"))
     starts = torch.from_numpy(first.label_starts["train"])
     for other in others:
         assert other.missing is None
@@ -190,7 +220,7 @@ def loss_of(forecast: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def test_the_loss_is_the_mean_over_observed_targets() -> None:
-    prepared = prepare(gappy_series(), WindowShape(0, 1, 2, HORIZON, 2), "", "interpolate")
+    prepared = prepare(gappy_series(), WindowShape(0, 1, 2, HORIZON, 2), {}, "interpolate")
     batch = windows_of(prepared).batch(torch.arange(100, 140))
     assert batch.observed is not None
     forecast = torch.randn_like(batch.target).requires_grad_()
@@ -208,7 +238,7 @@ def test_the_loss_is_the_mean_over_observed_targets() -> None:
     assert not torch.autograd.grad(nothing, forecast)[0].any()
     assert float(missing.weight) == 0
 
-    complete = windows_of(prepare(tiny_series(), WindowShape(0, 1, 2, HORIZON, 2), "")).batch(torch.arange(100, 140))
+    complete = windows_of(prepare(tiny_series(), WindowShape(0, 1, 2, HORIZON, 2), {})).batch(torch.arange(100, 140))
     assert torch.equal(loss_of(forecast, complete), F.l1_loss(forecast, complete.target))
 
 
@@ -378,7 +408,7 @@ def test_figures_and_page_of_a_run_with_a_silent_sensor(
     np.testing.assert_allclose(errors[:SILENT], expected, rtol=1e-6)
     assert np.isnan(errors[SILENT])
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("lib.report.results.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    monkeypatch.setattr("lib.report.figures.save_figure", lambda figure, path: drawn.update({path.stem: figure}))
     make_figures(folder, config)
     assert f"forecast_sensor{np.argsort(errors[:SILENT])[2]}" in drawn
     make_figures(folder, config, sensors=[SILENT])
@@ -441,7 +471,7 @@ def prepared_output(call: Call, capsys: pytest.CaptureFixture[str], path: Path, 
     flags = [flag for change in changes for flag in ("--set", change)]
     capsys.readouterr()
     assert call("PrepareData.py", "--config", path, *flags) == 0
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("missing:", "zero:"))]
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("missing:", "zero:", "marked:"))]
 
 
 def test_prepare_data_reports_the_counts(
@@ -465,8 +495,15 @@ def test_prepare_data_reports_the_counts(
         "zero: 10 values (0.52 %) are taken for empty roads; where they are gaps, set [Data] missing = zero_is_missing",
     ]
     assert prepared_output(call, capsys, path, "Data.missing=interpolate") == expected
-    (line,) = prepared_output(call, capsys, path, "Data.missing=zero_is_missing")
+    line, marked = prepared_output(call, capsys, path, "Data.missing=zero_is_missing")
     assert line.startswith(f"missing: {missing_count + 10} values (")
+    assert marked == "marked: 10 of 0; they are among the missing values"
+    flow[200:203, 3], flow[203, 3] = -1, -999
+    np.savez(load(path).data.graph_signal_matrix_filename, data=np.where(missing, np.nan, flow)[:, :, None])
+    line, zero, marked = prepared_output(call, capsys, path, "Data.missing=interpolate, -1, -999")
+    assert line.startswith(f"missing: {missing_count + 4} values (")
+    assert zero == expected[1]
+    assert marked == "marked: 1 of -999, 3 of -1, 4 negative; they are among the missing values"
     assert "at 5 sensors" in line
 
     np.savez(load(path).data.graph_signal_matrix_filename, data=tiny_series())
@@ -477,23 +514,26 @@ def test_prepare_data_reports_the_counts(
 # ----------------------------------------------------------------------------------------------------------- files
 
 
-def test_a_prepared_file_keeps_what_is_missing_and_by_which_rule(tmp_path: Path) -> None:
+def test_a_prepared_file_keeps_what_is_missing_and_what_it_was_made_from(tmp_path: Path) -> None:
     path, shape = tmp_path / "prepared.npz", WindowShape(0, 1, 2, HORIZON, 2)
     for data, rule in ((gappy_series(), "interpolate"), (tiny_series(), "zero_is_missing"), (tiny_series(), "error")):
-        prepared = prepare(data, shape, "", rule)
+        prepared = prepare(data, shape, {"missing": rule}, rule)
         save_prepared(path, prepared)
         read = load_prepared(path)
-        assert read.missing_rule == rule
+        assert read.made_from == {"missing": rule}
         np.testing.assert_array_equal(read.truth, prepared.truth)
         with np.load(path) as archive:
             arrays = dict(archive)
         assert ("missing" in arrays) == (rule == "interpolate")
-    del arrays["missing_rule"]  # a file that is older than the setting
-    np.savez(path, **arrays)
-    assert load_prepared(path).missing_rule == "error"
-    for wrong in (np.zeros((ROWS, 4), dtype=bool), np.zeros((ROWS, SENSORS))):
-        np.savez(path, **arrays, missing=wrong)
-        with pytest.raises(InputError, match=r"prepared\.npz missing: found type .*, expected a file of PrepareData"):
+    for name in ("missing", "imputed"):
+        for wrong in (np.zeros((ROWS, 4), dtype=bool), np.zeros((ROWS, SENSORS))):
+            np.savez(path, **arrays, **{name: wrong})
+            message = rf"prepared\.npz {name}: found type .*, expected a file of PrepareData"
+            with pytest.raises(InputError, match=message):
+                load_prepared(path)
+    for text in ("ff", '["series"]'):
+        np.savez(path, **{**arrays, "made_from": np.array(text)})
+        with pytest.raises(InputError, match=r"prepared\.npz made_from: found a damaged text"):
             load_prepared(path)
 
 

@@ -76,7 +76,7 @@ def test_a_new_variant_is_a_file_and_a_line(
     no_figures: None,
 ) -> None:
     del no_figures
-    monkeypatch.setattr("compare.save_figure", lambda *_: None)
+    monkeypatch.setattr("lib.report.figures.save_figure", lambda *_: None)
     monkeypatch.setitem(VARIANTS, "linear", LINEAR)  # type: ignore[misc]  # the line
     path, root, results = make_dataset(), tmp_path / "experiments", tmp_path / "results"
     chosen = ["--config", path, "--output", root, "--set", "Model.variant=linear"]

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib.config import Config
+from lib.config import CONFIGURATIONS, Config
 from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT, save_json
-from lib.report.paper_tables import Collection, Row, read_published, render
+from lib.report.paper_tables import Collection, Row, published_split, read_published, render
 from lib.report.paper_tables import collect as collect_with
 from lib.run_folder import METRICS_KEYS, RunFolder
 from model.variants import VARIANTS
@@ -24,12 +24,17 @@ def scores(mae: float) -> dict[str, Any]:
     return {"overall": row, "by_horizon": [{name: value * step for name, value in row.items()} for step in (1, 2, 3)]}
 
 
-def fabricate_run(root: Path, config: Config, name: str, mae: float, fingerprint: str = "same") -> None:
+def fabricate_run(
+    root: Path, config: Config, name: str, mae: float, fingerprint: str = "same", measured: float | None = None
+) -> None:
     folder = RunFolder(root / config.data.dataset_name / name)
     folder.path.mkdir(parents=True)
     folder.save_start(config, {})
     baselines = {"ridge on the last hour": scores(8.0), "last value": scores(9.0)}
     content = {"test": scores(mae), "baselines": baselines, "test_set": {"fingerprint": fingerprint}}
+    if measured is not None:
+        for each in (content["test"], *baselines.values()):
+            each["measured"] = scores(measured)
     save_json(folder.metrics, {**dict.fromkeys(METRICS_KEYS), **content})
 
 
@@ -104,7 +109,7 @@ def test_every_recipe_with_runs_has_its_row(experiments: tuple[Path, Path]) -> N
     folder = root / "TINY"
     assert sorted(collection.left_out) == [
         OTHER,
-        "residual-of-the-ini: Model.large_kernels 15 17 21 27 35 55, not as in TINY.conf with recipe residual",
+        "residual-of-the-ini: Model.carry_profile off, not as in TINY.conf with recipe residual",
         "stid-large: Training.d_model 64, not as in TINY.conf with recipe stid",
         "stid-of-the-ini: Training.num_layers 1, not as in TINY.conf with recipe stid_demo",
         "stid-rounded: Runtime.precision bf16, not as in TINY.conf with recipe stid",
@@ -121,7 +126,7 @@ def test_a_run_that_does_not_count_leaves_no_other_out(experiments: tuple[Path, 
     fabricate_run(root, config, "a-first-by-name", 1.0, fingerprint="of observed targets")
     after = collect(path, root)
     assert after.rows == before.rows
-    reason = "a-first-by-name: Data.missing zero_is_missing, not as in TINY.conf with recipe paper"
+    reason = "a-first-by-name: Data.missing interpolate, 0, not as in TINY.conf with recipe paper"
     assert after.left_out == [reason, *before.left_out]
 
 
@@ -135,6 +140,21 @@ def test_a_recipe_that_the_configuration_rules_out_is_said(experiments: tuple[Pa
     reason = next(reason for reason in after.left_out if reason.startswith("stid: "))
     assert reason.startswith(f"stid: recipe stid does not go with TINY.conf: {path} [Data] start: found nothing")
     assert len(after.left_out) > len(before.left_out)
+
+
+def test_errors_of_measured_targets_have_rows_of_their_own(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    path, root = make_dataset(), tmp_path / "experiments"
+    for seed, measured in ((1, 7.0), (2, 8.0)):
+        fabricate_run(root, load(path, [f"Training.seed={seed}"]), f"paper-{seed}", 5.0, measured=measured)
+    fabricate_run(root, load(path, ["Model.variant=released"]), "a-older", 6.0)  # by a version without them
+    rows = {(row.model, row.zeros): row for row in collect(path, root).rows}
+    assert rows["DTG-LKNet (paper)", "measured"].scores["mae"] == pytest.approx((7.5, np.std([7, 8], ddof=1)))
+    assert rows["DTG-LKNet (paper)", "yes"].scores["mae"][0] == 5.0
+    assert rows["last value", "measured"].scores["rmse"] == (16.0, None)
+    assert ("DTG-LKNet (released code)", "measured") not in rows
+    table = render(rows.values(), ["TINY"], "md")
+    assert "| DTG-LKNet (paper) (2 seeds)<sup>d</sup> | **7.50** ± 0.71 |" in table
+    assert "<sup>d</sup> measured targets alone" in table
 
 
 def test_tables_in_three_formats(experiments: tuple[Path, Path]) -> None:
@@ -161,11 +181,36 @@ def test_what_was_not_measured_stays_empty(make_dataset: DatasetMaker, tmp_path:
 
 
 def test_published_results_keep_their_source() -> None:
-    rows = read_published(PUBLISHED, ["PEMS04"])
+    rows = read_published(PUBLISHED, {"PEMS04": "all windows of one hour"})
     assert {row.dataset for row in rows} == {"PEMS04"}
     assert all(row.source and row.seeds is None for row in rows)
     staeformer = next(row for row in rows if row.model == "STAEformer")
     assert (staeformer.scores["mae"], staeformer.zeros) == ((18.14, None), "no")
+
+
+def test_published_results_stand_beside_ours_on_the_same_targets_alone(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("paper_tables.py", "--dataset", "PEMS08", "--experiments", tmp_path, "--format", "csv")
+    found = {}
+    for split in ("samples", "windows"):
+        assert call(*arguments, "--split", split) == 0
+        entries = csv.DictReader(capsys.readouterr().out.splitlines()[1:])
+        found[split] = {entry["model"] for entry in entries if entry["dataset"] == "PEMS08" and entry["source"]}
+    assert found["samples"] == {"ASTGNN(p)", "CorrSTN(p)"}
+    assert "STAEformer" in found["windows"]
+    assert not found["samples"] & found["windows"]
+    other = load(CONFIGURATIONS / "PEMS08.conf", ["Training.num_of_weeks=0"])
+    assert published_split(other) is None  # it starts to test elsewhere
+
+
+def test_a_run_of_another_split_is_left_out(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    path, root, windows = make_dataset(), tmp_path / "experiments", "Data.split=windows"
+    fabricate_run(root, load(path, [windows]), "windows", 5.0)
+    assert collect(path, root).left_out == ["windows: Data.split windows, not as in TINY.conf with recipe paper"]
+    collection = collect_with(path, root, VARIANTS, [windows])
+    assert not collection.left_out
+    assert [row.scores["mae"] for row in collection.rows if row.seeds and row.zeros == "yes"] == [(5.0, None)]
 
 
 def test_a_wrong_published_row_is_named(tmp_path: Path) -> None:
@@ -173,7 +218,7 @@ def test_a_wrong_published_row_is_named(tmp_path: Path) -> None:
     text = PUBLISHED.read_text()
     path.write_text(text.replace("16.50", "sixteen", 1))
     with pytest.raises(InputError, match=r"published\.csv row 2: found no valid .*sixteen"):
-        read_published(path, ["PEMS03"])
+        read_published(path, {})
 
 
 def test_script(experiments: tuple[Path, Path], call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

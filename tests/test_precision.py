@@ -17,6 +17,7 @@ from lib.interface import Graphs, Inputs, Sizes
 from lib.losses import mean_loss
 from lib.precision import accelerate
 from lib.runs import start_run
+from model.variants import VARIANTS
 from tests.conftest import DatasetMaker, load, make_network, tiny_series
 
 CPU = torch.device("cpu")
@@ -100,20 +101,27 @@ def test_compiled_forecasts_are_the_same() -> None:
         torch.testing.assert_close(compiled(inputs), plain(inputs), atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    """Of a model without BatchNorm, which would see other batches; with targets that are missing unevenly."""
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(
+    variant: str, stage: int, make_dataset: DatasetMaker, tmp_path: Path
+) -> None:
+    """With targets that are missing unevenly; BatchNorm counts the whole batch, once."""
     data = tiny_series()
     data[np.random.default_rng(0).random(data.shape) < 0.2] = np.nan
-    extra = "[Model]\nvariant = stid\n[Runtime]\nmicro_batch = {}\n"
+    path = make_dataset(data)
     steps = []
     for at_once in (0, 3):
-        path = make_dataset(data, name=f"TINY{at_once}", extra=extra.format(at_once))
-        config = load(path, ["Data.missing=interpolate", "Training.batch_size=8"])
-        trainer = start_run(config, tmp_path / "out", "run").trainer
+        changes = [f"Model.variant={variant}", "Data.missing=interpolate", "Training.batch_size=8"]
+        config = load(path, [*changes, f"Runtime.micro_batch={at_once}"])
+        trainer = start_run(config, tmp_path / "out", f"run{at_once}").trainer
         batch = next(trainer.windows.batches(trainer.label_starts["train"], 8))
         assert trainer.micro_batch == (at_once or 8)
-        loss = trainer._step(trainer.stages[0], batch)
-        steps.append((loss, [parameter.grad.clone() for parameter in trainer.model.parameters()]))
+        trainer.model.train()
+        loss = trainer._step(trainer.stages[stage], batch)
+        statistics = [buffer.clone() for name, buffer in trainer.model.named_buffers() if "running" in name]
+        gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+        steps.append((loss, [*gradients, *statistics]))
     (loss, gradients), (loss_in_parts, gradients_in_parts) = steps
     torch.testing.assert_close(loss_in_parts, loss)
     for whole, in_parts in zip(gradients, gradients_in_parts, strict=True):

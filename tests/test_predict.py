@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lib.data.prepared import Prepared
 from lib.data.series import fill_gaps, find_gaps
 from lib.data.windowing import Calendar
 from lib.data.windows import Windows
-from lib.inference import Forecaster, load_forecaster, score_observed
+from lib.inference import Forecaster, load_forecaster, outlook_of, read_history, score_observed
 from lib.run_folder import RunFolder
 from lib.runs import start_run
 from model.variants import VARIANTS
@@ -78,7 +79,7 @@ def forecast_by_windows(folder: Path, flow: np.ndarray, label_start: int) -> np.
     least, greatest = (np.array([limit]) for limit in (forecaster.scaling.minimum, forecaster.scaling.maximum))
     padded = np.concatenate([flow, np.zeros((HORIZON, SENSORS))]).astype(np.float32)  # targets are not looked at
     windows = Windows(
-        Prepared(padded, forecaster.offsets, {}, least, greatest, ""), HORIZON, Calendar(48), torch.device("cpu")
+        Prepared(padded, forecaster.offsets, {}, least, greatest, {}), HORIZON, Calendar(48), torch.device("cpu")
     )
     batch = windows.batch(torch.tensor([label_start]))
     with torch.no_grad():
@@ -103,14 +104,15 @@ def test_the_forecast_is_that_of_the_engine_on_the_same_rows(
 
     with (tmp_path / "out.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    labels = [str(144 + step) if ending == ".npz" else str(times_of(147)[144 + step]) for step in range(HORIZON)]
+    labels = [str(times_of(147)[144 + step]) for step in range(HORIZON)]  # an archive begins when the run's did
     assert list(rows[0]) == ["time", "sensor", "minutes_ahead", "forecast"]
     assert [(row["time"], row["sensor"], row["minutes_ahead"]) for row in rows] == [
         (label, sensor, str(30 * (step + 1))) for step, label in enumerate(labels) for sensor in IDS
     ]
-    read = "96 .. 143" if ending == ".npz" else "2018-03-07 00:00:00 .. 2018-03-07 23:30:00"
+    read = "2018-03-07 00:00:00 .. 2018-03-07 23:30:00"
     output = capsys.readouterr().out
     assert f"the forecast needs {NEEDED} steps before it: read {read}\n" in output
+    assert ("has no times: its step 0 is taken for 2018-03-05 00:00:00" in output) == (ending == ".npz")
     assert f"5 sensors, 3 steps, {labels[0]} .. {labels[-1]}, in vehicles a step" in output
     assert "filled" not in output
 
@@ -133,6 +135,33 @@ def test_a_network_that_knows_time_and_profile_forecasts_as_in_its_test(
     np.testing.assert_allclose(read_forecast(tmp_path / "out.csv"), tested[-1], atol=0.00051)
 
 
+def test_a_forecast_is_the_same_whichever_row_a_file_begins_with_and_seconds_off(call: Call, tmp_path: Path) -> None:
+    """Seven steps an hour are written rounded to seconds, and an hour's rows may be stamped 20 s early."""
+    for points_per_hour, early in ((7, 0), (1, 20)):
+        day = 24 * points_per_hour
+        root = tmp_path / str(points_per_hour)
+        root.mkdir()
+        series = tiny_series(steps_per_day=day)
+        path = write_dataset(root, series, points_per_hour=points_per_hour, fine_tune_epochs=0)
+        run = start_run(load(path, ["Training.max_batches=1", "Model.variant=stid"]), root / "out", "run")
+        run.trainer.fit()
+        forecaster = forecaster_of(run.folder.path)
+        seconds = np.arange(len(series) + HORIZON) * 3600 // points_per_hour - early
+        times = [str(START + timedelta(seconds=int(second))) for second in seconds]
+        forecasts = set()
+        for begin in (0, 1, 4):
+            table = pd.DataFrame(series[begin:, :, 0], index=times[begin : len(series)])
+            table.to_csv(root / "now.csv", index_label="time")
+            assert call("predict.py", "--run", run.folder, "--input", root / "now.csv") == 0
+            forecasts.add((tmp_path / "forecast.csv").read_bytes())
+            history = read_history(root / "now.csv", forecaster, None)
+            assert outlook_of(forecaster, history).step_of_week == len(series) % (7 * day)  # START is a Monday
+        assert len(forecasts) == 1
+        with (tmp_path / "forecast.csv").open(newline="") as handle:
+            labels = [row["time"] for row in csv.DictReader(handle)]
+        assert list(dict.fromkeys(labels)) == times[len(series) :]  # as the table's own next rows will be
+
+
 def test_only_the_last_rows_count_and_columns_may_be_in_any_order(
     runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path
 ) -> None:
@@ -147,20 +176,84 @@ def test_only_the_last_rows_count_and_columns_may_be_in_any_order(
     np.testing.assert_array_equal(read_forecast(tmp_path / "short"), read_forecast(tmp_path / "all"))
 
 
-def test_columns_go_by_position_where_the_run_has_no_ids(
+def test_a_run_without_names_knows_its_sensors_by_position(
     runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = write_csv(tmp_path / "now.csv", flow, list("vwxyz"))
-    assert call("predict.py", "--run", runs["positions"], "--input", source) == 0
+    source, output = tmp_path / "now.csv", tmp_path / "forecast.csv"
+    start = ("predict.py", "--run", runs["positions"], "--input", source)
     expected = forecast_by_windows(runs["positions"], flow, len(flow))
-    np.testing.assert_allclose(read_forecast(tmp_path / "forecast.csv"), expected, atol=0.00051)
-    assert (tmp_path / "forecast.csv").read_text().splitlines()[1].split(",")[1] == "v"
 
+    order = [3, 1, 4, 2, 0]
+    write_csv(source, flow[:, order], list(map(str, order)))
+    assert call(*start) == 0
+    np.testing.assert_allclose(read_forecast(output), expected, atol=0.00051)
+    assert [line.split(",")[1] for line in output.read_text().splitlines()[1:6]] == list("01234")
+    output.unlink()
+
+    write_csv(source, flow, list("vwxyz"))
     capsys.readouterr()
-    write_csv(source, flow[:, :4], list("vwxy"))
-    assert call("predict.py", "--run", runs["positions"], "--input", source) == 2
-    expected_error = "found 4 sensor columns beside the time, expected num_of_vertices = 5"
-    assert capsys.readouterr().err == f"error: {source}: {expected_error}\n"
+    assert call(*start) == 2
+    assert capsys.readouterr().err == (
+        f"error: {source}: found column 'v', expected 0 to 4, as {runs['positions'] / 'best.pt'} was trained without "
+        "names; where the columns are in the order of its sensors, add --by-position\n"
+    )
+    assert not output.exists()
+    assert call(*start, "--by-position") == 0
+    assert f"the columns of {source} are taken by position: 'v' for '0', ..., 'z' for '4'" in capsys.readouterr().out
+    np.testing.assert_allclose(read_forecast(output), expected, atol=0.00051)
+    assert [line.split(",")[1] for line in output.read_text().splitlines()[1:6]] == list("vwxyz")
+
+    write_csv(source, flow[:, :4], list("0123"))
+    for flags in ((), ("--by-position",)):
+        assert call(*start, *flags) == 2
+        expected_error = "found 4 sensor columns beside the time, expected num_of_vertices = 5"
+        assert capsys.readouterr().err == f"error: {source}: {expected_error}\n"
+
+
+def test_steps_have_numbers_where_no_time_is_known(runs: dict[str, Path], flow: np.ndarray, tmp_path: Path) -> None:
+    forecaster = forecaster_of(runs["positions"])
+    config = replace(forecaster.config, data=replace(forecaster.config.data, start=None))
+    np.savez(tmp_path / "now.npz", data=flow[:, :, None])
+    history = read_history(tmp_path / "now.npz", replace(forecaster, config=config), 60)
+    assert (history.start, history.label(0), history.label(60)) == (None, "84", "144")
+
+
+def test_forecasts_below_0_are_written_as_0_and_scored_as_they_are(
+    runs: dict[str, Path],
+    flow: np.ndarray,
+    call: Call,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forecast = np.random.default_rng(2).normal(5, 20, (SENSORS, HORIZON)).astype(np.float32)
+    forecast[0, 0] = -0.0
+    monkeypatch.setattr("predict.forecast_flow", lambda *_: forecast)
+    source = write_csv(tmp_path / "now.csv", flow)
+    assert call("predict.py", "--run", runs["ids"], "--input", source, "--evaluate") == 0
+    np.testing.assert_allclose(read_forecast(tmp_path / "forecast.csv"), forecast.clip(0), atol=0.00051)
+    assert "-0" not in (tmp_path / "forecast.csv").read_text().replace("2018-03-0", "")
+    output = capsys.readouterr().out
+    below = np.sum(forecast < 0)
+    assert below > 3
+    assert f"{below} of 15 forecasts were below 0, which no flow is, and are written as 0; scored as they" in output
+    error = np.abs(forecast - flow[-HORIZON:].T).mean()
+    assert printed_scores(output)["all"][0] == pytest.approx(error, abs=0.00051)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".npz"])
+def test_negative_flows_are_refused(
+    ending: str, runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow[-4, 2], flow[-2:, 3] = -1, -999
+    source = tmp_path / f"now{ending}"
+    write_csv(source, flow) if ending == ".csv" else np.savez(source, data=flow[:, :, None])
+    assert call("predict.py", "--run", runs["ids"], "--input", source) == 2
+    assert capsys.readouterr().err == (
+        f"error: {source}: found 3 negative values, the first -1 at step 2018-03-07 22:00:00, sensor 30, expected "
+        "flows of at least 0; where they mark gaps, leave the cells empty, or NaN in an archive\n"
+    )
+    assert not (tmp_path / "forecast.csv").exists()
 
 
 def test_gaps_are_filled_linearly_up_to_a_length() -> None:
@@ -222,7 +315,7 @@ def test_a_gap_of_the_longest_length_is_filled_and_a_longer_one_is_named(
 
     assert predict(140, 143) == 2
     error = capsys.readouterr().err
-    span = "140 to 142" if kind == "archive" else "2018-03-07 22:00:00 to 2018-03-07 23:00:00"
+    span = "2018-03-07 22:00:00 to 2018-03-07 23:00:00"
     expected = f"sensor '30': found no value from {span} (3 steps), expected gaps of at most 2 steps (--max-gap)\n"
     assert f"error: {source}: {expected}" in error
     assert len(error.splitlines()) == (SENSORS if kind == "absent rows" else 1)

@@ -37,7 +37,7 @@ PATH_HOPS = np.abs(np.subtract.outer(np.arange(NODES), np.arange(NODES))).astype
 def make_windows(unit: float = 1.0) -> Windows:
     flow = np.random.default_rng(0).uniform(10, 90, (60, NODES)).astype(np.float32) * np.float32(unit)
     bounds = np.array([10.0 * unit]), np.array([90.0 * unit])
-    prepared = Prepared(flow, SHAPE.offsets, {"test": STARTS}, *bounds, source_fingerprint="")
+    prepared = Prepared(flow, SHAPE.offsets, {"test": STARTS}, *bounds, made_from={})
     return Windows(prepared, 1, Calendar(24 * PATCH), torch.device("cpu"))
 
 

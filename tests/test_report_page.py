@@ -144,6 +144,16 @@ def test_text_from_data_stays_text(results: Results, run: RunFolder) -> None:
     assert page.count(escape(POISON)) > 10
 
 
+def test_a_figure_that_is_no_png_is_left_out(
+    results: Results, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "erf_x.png"
+    damaged.write_bytes(b"")
+    parsed = Elements(page_of(results, [damaged, run.figures / "kernels.png"], 1, 0))
+    assert len(parsed.named("img")) == 1
+    assert capsys.readouterr().out == "figure erf_x left out: found a damaged file, expected PNG\n"
+
+
 def test_no_text_ends_the_embedded_data(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib.report.results.flow_unit", lambda _: "</script><script>alert(1)//")
     parsed = Elements(page_of(results, [], 1, 0))

@@ -14,7 +14,7 @@ from lib.interface import Graphs, Inputs, Sizes
 from lib.losses import mean_loss
 from lib.runs import start_run
 from model.embeddings import HarmonicEmbedding, TableEmbedding
-from model.residual import mean_weights
+from model.residual import HorizonDecoder, ResidualMLP, mean_weights
 from tests.conftest import load, make_network, tiny_series, write_dataset
 
 DAY = 48
@@ -38,12 +38,17 @@ def make_graphs() -> Graphs:
     return Graphs(chain(2), chain(1), torch.randn(SENSORS, 3), coefficients)
 
 
-def make_model(variant: str = "residual", sizes: Sizes = SIZES, **changes: bool) -> nn.Module:
+def make_model(variant: str = "residual", sizes: Sizes = SIZES, **changes: bool | int) -> nn.Module:
     torch.manual_seed(3)
     model = make_network(variant, make_graphs(), sizes, **SETTINGS[variant], **changes)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval()
+
+
+def decoder_of(model: nn.Module) -> HorizonDecoder:
+    decoder: HorizonDecoder = model.members[0] if isinstance(model, ResidualMLP) else model.decoder  # type: ignore[assignment,index]
+    return decoder
 
 
 def make_inputs(samples: int = 2) -> Inputs:
@@ -73,14 +78,14 @@ def test_with_nothing_learnt_it_forecasts_its_base(variant: str) -> None:
 
     def untrained(**changes: bool) -> tuple[nn.Module, Tensor]:
         model = make_model(variant, direct_head=False, **changes)
-        for parameter in model.decoder.residual_head.prediction.parameters():
+        for parameter in decoder_of(model).residual_head.prediction.parameters():
             nn.init.zeros_(parameter)
         return model, model(inputs)
 
     assert torch.equal(untrained(residual=False)[1], hour[:, :, -1:].expand(-1, -1, HORIZON))
     assert torch.equal(untrained(autoregression=False)[1], profile[:, :, HOUR:])
     model, forecast = untrained()
-    expected = model.decoder.autoregression(hour - profile[:, :, :HOUR])
+    expected = decoder_of(model).autoregression(hour - profile[:, :, :HOUR])
     assert expected.abs().min() > 0
     assert torch.equal(forecast, profile[:, :, HOUR:] + expected)
 
@@ -103,7 +108,7 @@ def test_time_matters_where_there_is_identity(variant: str) -> None:
 @pytest.mark.parametrize("samples", [1, 2])
 def test_it_is_the_mean_of_two_heads_each_with_its_own_loss_in_training(variant: str, samples: int) -> None:
     model, inputs = make_model(variant), make_inputs(samples)
-    decoder = model.decoder
+    decoder = decoder_of(model)
     direct = decoder.direct_head(inputs.series[:, :, -HOUR:], inputs.step_of_week)
     residual = decoder.by_residual(inputs, model.encode(inputs) if variant == "residual" else None)
     assert torch.equal(model(inputs), (direct + residual) / 2)
@@ -119,18 +124,18 @@ def test_neither_head_learns_to_compensate_for_the_other(variant: str) -> None:
     target = torch.randn(2, SENSORS, HORIZON)
     batch = Batch(inputs, target, flow=target)
     with torch.no_grad():
-        model.decoder.direct_head.prediction.bias += 100  # far off, which the gradient of a mean would see
+        decoder_of(model).direct_head.prediction.bias += 100  # far off, which the gradient of a mean would see
 
     def gradient() -> Tensor:
         model.zero_grad()
         torch.manual_seed(0)
         mean_loss("mae", model(batch.with_teacher), batch.target, batch.observed).backward()
-        gradient: Tensor = model.decoder.residual_head.prediction.bias.grad
+        gradient: Tensor = decoder_of(model).residual_head.prediction.bias.grad
         return gradient
 
     far_off = gradient()
     with torch.no_grad():
-        model.decoder.direct_head.prediction.bias -= 200
+        decoder_of(model).direct_head.prediction.bias -= 200
     assert torch.equal(gradient(), far_off)
     assert far_off.abs().max() > 0
 
@@ -164,7 +169,7 @@ def test_it_sees_the_hour_to_forecast_on_past_days_less_its_base(horizon: int, r
     assert profile is not None
     model = make_model("residual_mlp", sizes, residual=residual, autoregression=False, graph_means=False)
     read: list[Tensor] = []
-    model.decoder.residual_head.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
+    decoder_of(model).residual_head.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
     model(inputs._replace(profile=profile[:, :, : HOUR + horizon]))
     steps = min(HOUR, horizon)
     base = profile[:, :, HOUR : HOUR + steps] if residual else series[:, :, -1:]
@@ -181,7 +186,7 @@ def test_past_days_are_the_weeks_and_days_of_the_input(tmp_path: Path) -> None:
     for switch, days in (("on", 3), ("off", 0)):
         config = load(path, ["Model.variant=residual_mlp", f"Model.past_days={switch}"])
         run = start_run(config, tmp_path / "out", switch)
-        assert run.trainer.model.decoder.past_days == days  # type: ignore[union-attr]
+        assert decoder_of(run.trainer.model).past_days == days
     windows = run.trainer.windows
     start = run.prepared.label_starts["test"][:1]
     series = windows.batch(torch.from_numpy(start)).inputs.series  # (1, N, L)
@@ -214,16 +219,16 @@ def test_every_weight_is_trained_and_restored_without_any_part(variant: str, off
 def test_the_means_are_over_all_similar_and_near_sensors(variant: str) -> None:
     model = make_model(variant)
     means = [mean_weights(mask) for mask in (chain(SENSORS), chain(2), chain(1))]
-    assert torch.equal(model.decoder.mean_weights, torch.stack(means))
-    assert make_model(variant, graph_means=False).decoder.mean_weights is None
+    assert torch.equal(decoder_of(model).mean_weights, torch.stack(means))
+    assert decoder_of(make_model(variant, graph_means=False)).mean_weights is None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_settings_say_whether_there_is_an_autoregression(variant: str) -> None:
     # The graphs of a checkpoint to start from may have coefficients that the settings do not ask for, or lack them.
-    assert make_model(variant).decoder.autoregression is not None
+    assert decoder_of(make_model(variant)).autoregression is not None
     for off in ("autoregression", "residual"):
-        assert make_model(variant, **{off: False}).decoder.autoregression is None
+        assert decoder_of(make_model(variant, **{off: False})).autoregression is None
     with pytest.raises(ValueError, match="without coefficients"):
         make_network(variant, make_graphs()._replace(autoregression=None), SIZES)
 
@@ -253,3 +258,20 @@ def test_sensor_time_and_day_add_up(kind: Callable[..., nn.Module]) -> None:
     midnight, four, next_midnight, next_four = kind(3, DAY, 5)(torch.tensor([0, 4, DAY, DAY + 4]))
     torch.testing.assert_close(next_four - next_midnight, four - midnight)
     torch.testing.assert_close(four[1] - four[0], midnight[1] - midnight[0])
+
+
+def test_an_ensemble_is_the_mean_of_its_members_and_trains_each() -> None:
+    model, given = make_model("residual_mlp", members=3), make_inputs()
+    members = [member(given) for member in model.members]
+    torch.testing.assert_close(model(given), torch.stack(members).mean(dim=0))
+    assert not torch.equal(members[0], members[1])
+    model.train()
+    forecasts = model(given)
+    assert forecasts.shape == (6, *members[0].shape)
+    forecasts[0].sum().backward()  # of the first member's direct head alone
+    touched = {
+        name.split(".")[1]
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+    assert touched == {"0"}

@@ -5,17 +5,29 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from lib.config import Config
 from lib.data.prepared import Prepared
 from lib.data.preparing import links_for, make_prepared, prepared_for, unlinked_sensors
-from lib.data.sensor_tables import grid_steps, is_table, read_table, regular_series, sensor_columns
+from lib.data.sensor_tables import (
+    SensorTable,
+    grid_steps,
+    is_table,
+    read_table,
+    regular_series,
+    sensor_columns,
+    start_time,
+)
+from lib.data.windowing import Calendar, nearest_time, time_of_step
 from lib.errors import InputError
-from tests.conftest import Call, DatasetMaker, load, tiny_series
+from tests.conftest import REFERENCE, Call, DatasetMaker, load, tiny_series
 
 START = datetime(2018, 3, 5)
 
@@ -37,7 +49,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> Path:
         pytest.importorskip("pyarrow")
         frame.to_parquet(path)
     else:
-        frame.to_csv(path, index=False)
+        frame.to_csv(path, index=False, sep="\t" if path.name.startswith("tabs") or ".tsv" in path.name else ",")
     return path
 
 
@@ -78,7 +90,7 @@ def test_a_table_prepares_to_the_same_as_an_archive(
     )
     from_archive, from_table = make_prepared(archive), make_prepared(config)
     assert_same(from_archive, from_table)
-    assert from_archive.source_fingerprint != from_table.source_fingerprint
+    assert from_archive.made_from["series"] != from_table.made_from["series"]
 
 
 def test_a_prepared_table_is_taken_until_the_table_changes(
@@ -117,7 +129,115 @@ def test_parquet_with_its_times_in_the_index_or_as_text(tmp_path: Path) -> None:
 
 
 def test_only_tables_are_taken_for_tables() -> None:
-    assert [is_table(Path(name)) for name in ("a.csv", "a.Parquet", "a.npz", "a", "csv")] == [True, True] + [False] * 3
+    tables = ("a.csv", "a.Parquet", "a.TSV", "a.txt", "a.csv.gz", "a.tsv.gz", "a.txt.gz", "a.h5", "a.hdf5")
+    assert all(is_table(Path(name)) for name in tables)
+    assert not any(
+        is_table(Path(name)) for name in ("a.npz", "a", "csv", "a.npz.gz", "a.gz", "a.npy", "a.pkl", "a.xlsx")
+    )
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.txt", "tabs.txt", "t.csv.gz", "t.tsv.GZ", "tabs.txt.gz"])
+def test_every_form_of_text_holds_the_same(name: str, tmp_path: Path) -> None:
+    series = tiny_series(days=1, sensors=3).round(2)
+    series[4, 1] = np.nan
+    names = ["10", "a b", "Straße"]
+    path = write_table(frame_of(series, names), tmp_path / name)
+    table = read_table(path)
+    assert table.sensors == sensor_columns(path) == tuple(names)
+    np.testing.assert_array_equal(table.values, series[:, :, 0])
+    steps = np.timedelta64(30, "m") * np.arange(len(series))
+    np.testing.assert_array_equal(table.times, np.datetime64(START, "us") + steps)
+    if path.suffix.lower() == ".gz":
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(InputError, match=r"found a damaged table \("):
+            read_table(path)
+        path.write_bytes(b"time,a\n")
+        with pytest.raises(InputError, match=r"found a damaged table \(Not a gzipped file"):
+            read_table(path)
+
+
+def test_frames_that_pandas_wrote_as_hdf5() -> None:
+    """As METR-LA.h5 and PEMS-BAY.h5 are: written by pandas 3.1 with PyTables, and read without it."""
+    pytest.importorskip("h5py")
+    hours = np.datetime64(START, "us") + np.timedelta64(30, "m") * np.arange(6)
+    values = np.insert(np.arange(12.0).reshape(6, 2) / 7, 1, 10 * np.arange(6), axis=1)  # a block of floats and one of
+    values[2, 2] = np.nan  # integers
+    whole = np.arange(12.0).reshape(6, 2)
+    for name, sensors, expected in (
+        ("metr_la", ("773869", "12", "é"), values),
+        ("pems_bay", ("400017", "400001"), whole),
+    ):
+        path = REFERENCE / f"{name}_layout.h5"
+        table = read_table(path)
+        assert table.sensors == sensor_columns(path) == sensors
+        np.testing.assert_array_equal(table.values, expected)
+        np.testing.assert_array_equal(table.times, hours)
+
+
+def test_what_is_wrong_with_an_hdf5_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "t.h5"
+
+    def spoilt(change: Callable[[Any], object], message: str) -> None:
+        path.write_bytes((REFERENCE / "pems_bay_layout.h5").read_bytes())
+        with h5py.File(path, "r+") as file:
+            change(file)
+        with pytest.raises(InputError) as error:
+            read_table(path)
+        assert str(error.value).startswith(str(path))
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def kind(file: Any, name: str, value: bytes) -> None:
+        file["speed"][name].attrs["kind"] = np.bytes_(value)
+
+    spoilt(lambda file: file.copy("speed", "flow"), "found flow (frame), speed (frame), expected one pandas frame")
+    spoilt(lambda file: file.pop("speed"), "found nothing, expected one pandas frame")
+    spoilt(lambda file: file.move("speed/axis0", "x") or file.pop("speed"), "found x, expected one pandas frame")
+    spoilt(lambda file: kind(file, "axis1", b"integer"), "t.h5 speed: found an index that is no time, expected one")
+    spoilt(lambda file: kind(file, "axis0", b"object"), "found /speed/axis0 of kind object, expected one pandas frame")
+    spoilt(
+        lambda file: file["speed/block0_values"].attrs.update(value_type=np.bytes_(b"datetime64[ns]")),
+        "found no numbers in column '400017', expected one pandas frame",
+    )
+    spoilt(lambda file: file["speed"].attrs.update(pandas_type=np.bytes_(b"frame_table")), "found speed (frame_table),")
+    spoilt(lambda file: file["speed"].pop("block0_values"), "found a damaged table (")
+    spoilt(lambda file: file["speed/axis1"].attrs.update(tz=np.bytes_(b"Asia/Shanghai")), "expected a local time")
+
+    path.write_bytes((REFERENCE / "pems_bay_layout.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        kind(file, "axis1", b"datetime64")  # as older pandas has it
+    assert read_table(path).time(5) == START + timedelta(hours=2.5)
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(InputError, match=r"t\.h5: found a damaged table \("):
+        read_table(path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(InputError, match=r"t\.h5: found no package that reads HDF5, expected one: pip install h5py"):
+        read_table(path)
+
+
+def test_a_series_that_cannot_be_read_is_the_fault_and_not_the_links(
+    table_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = table_config(["40", "10", "30", "20", "50"])
+    write_links(config, "10,40,1")
+    for name, content, message in (
+        ("t.xlsx", b"PK", r"t\.xlsx: found a file that ends in \.xlsx, expected a series as \.npz, \.csv, "),
+        (
+            "t.pkl",
+            b"\x80\x04N.",
+            r"t\.pkl: found a pickle, .* expected a series as \.npz, .*: python -c \"import pandas",
+        ),
+        ("t.npz", b"time,10\n", r"t\.npz: found a damaged archive"),
+        ("t.h5", b"time,10\n", r"t\.h5: found (a damaged table|no package)"),
+        ("t.npy", b"", r"t\.npy: found a damaged archive"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        broken = replace(config, data=replace(config.data, graph_signal_matrix_filename=path))
+        with pytest.raises(InputError, match=message) as error:
+            links_for(broken)
+        assert str(error.value).startswith(str(path))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +366,58 @@ def test_any_time_step(points_per_hour: int, tmp_path: Path) -> None:
     present = [i for i in range(500) if i % 7 not in (3, 4)]
     write(present)
     np.testing.assert_array_equal(grid_steps(read_table(path), points_per_hour), present)
+
+
+@given(
+    points_per_hour=st.sampled_from([1, 2, 4, 7, 11, 12, 13, 60]),
+    phase=st.floats(-0.47, 0.49),  # how late the stamps are, as a share of a step: 0.5 for the middle of it
+    first=st.integers(0, 7 * 24 * 60),
+    written=st.sampled_from(["rounded", "cut off"]),
+    begins=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+)
+@example(points_per_hour=1, phase=-20 / 3600, first=0, written="rounded", begins=[0, 5])
+@example(points_per_hour=7, phase=0, first=0, written="cut off", begins=[1, 2, 3, 4, 5, 6])
+@example(points_per_hour=12, phase=0.5, first=0, written="rounded", begins=[0])
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_a_time_is_the_same_step_whatever_interval_offset_and_first_row(
+    points_per_hour: int, phase: float, first: int, written: str, begins: list[int]
+) -> None:
+    """By whole numbers: step k of the week begins k * 3600 / points_per_hour seconds after Monday."""
+    late, up = round(phase * 3600 / points_per_hour), points_per_hour // 2 if written == "rounded" else 0
+    steps = first + np.arange(3 * 24 * points_per_hour)
+    seconds = (steps * 3600 + up) // points_per_hour + late
+    monday = np.datetime64("2024-03-04", "us")
+    times = monday + seconds.astype("timedelta64[s]")
+    whole = SensorTable(Path("t.csv"), steps, times, np.ones((len(steps), 1)), ("a",))
+    for begin in begins:
+        rows = slice(begin, None)
+        table = replace(whole, rows=whole.rows[rows], times=whole.times[rows], values=whole.values[rows])
+        start = start_time(table, points_per_hour)
+        calendar = Calendar.starting(start, points_per_hour)
+        found = grid_steps(table, points_per_hour)
+        np.testing.assert_array_equal(calendar.step_of_week(found), steps[rows] % (7 * 24 * points_per_hour))
+        labels = [time_of_step(start, int(step), points_per_hour) for step in found[-60:]]
+        np.testing.assert_array_equal(np.array(labels, dtype="datetime64[us]"), table.times[-60:])
+        regular_series(table, 1, points_per_hour, table.time(0))  # a start as the first row is stamped
+        assert Calendar.starting(table.time(0), points_per_hour) == calendar
+        exact = datetime(2024, 3, 4) + timedelta(hours=1) * int(steps[begin]) / points_per_hour
+        assert abs(nearest_time(table.time(0), points_per_hour) - exact) <= timedelta(seconds=0.5)
+
+
+def test_the_first_row_may_be_the_one_that_is_off() -> None:
+    """Rows 2 s early to 2 s late lie on one grid of 5 minutes, also where the file begins with the earliest."""
+    off = np.array([-2, 2, 0, 2, -2, 1, -1, 0])
+    seconds = 300 * np.arange(8) + off
+    times = np.datetime64("2024-03-04", "us") + seconds.astype("timedelta64[s]")
+    table = SensorTable(Path("t.csv"), np.arange(8) + 2, times, np.ones((8, 1)), ("a",))
+    np.testing.assert_array_equal(grid_steps(table, 12), np.arange(8))
+    assert regular_series(table, 1, 12, datetime(2024, 3, 4)).shape == (8, 1, 1)
+    assert start_time(table, 12) == datetime(2024, 3, 4) + timedelta(seconds=off.mean())
+    late = replace(table, times=table.times + (np.arange(8) == 5) * np.timedelta64(4, "s"))
+    with pytest.raises(InputError, match="row 3: found the time 2024-03-04 00:05:02, expected 2024-03-04 00:04:58"):
+        grid_steps(late, 12)
+    with pytest.raises(InputError, match=r"row 2: found the time .*, expected \[Data\] start = 2024-03-04 00:00:05"):
+        regular_series(table, 1, 12, datetime(2024, 3, 4, 0, 0, 5))
 
 
 @pytest.mark.parametrize(("points_per_hour", "row"), [(1, 3), (4, 3), (3, 3)])

@@ -19,7 +19,7 @@ from lib.errors import InputError
 from lib.interface import Graphs, Inputs, Sizes
 from lib.metrics import ForecastErrors
 from lib.run_folder import RunFolder
-from lib.runs import TrainingRun, finish_run, open_run, resume_run, start_run
+from lib.runs import TrainingRun, complete_run, finish_run, open_run, resume_run, start_run
 from lib.training import evaluate
 from model.variants import VARIANTS
 from tests.conftest import REAL_DATA, DatasetMaker, load, make_network
@@ -307,6 +307,53 @@ def test_a_run_of_another_series_is_refused(make_dataset: DatasetMaker, tmp_path
     np.savez(path, data=data + 1)
     with pytest.raises(InputError, match=r"found another series than .* was trained on"):
         open_run(folder, VARIANTS, "cpu")
+
+
+def test_a_run_is_bound_to_the_links_and_names_that_it_was_trained_on(
+    make_dataset: DatasetMaker, tmp_path: Path
+) -> None:
+    path, ids, links = make_dataset(), tmp_path / "ids.txt", tmp_path / "TINY" / "TINY.csv"
+
+    def write(names: str, rows: str = "7,8\n8,9\n") -> None:
+        ids.write_text("\n".join(names.split()))
+        links.write_text("from,to,cost\n" + rows.replace("\n", ",1\n"))
+
+    names = "7 8 9 10 11"
+    write(names)
+    config = load(path, [f"Data.id_filename={ids}", "Training.max_batches=1"])
+    folder = run(config, tmp_path / "out")
+    ways = (
+        (folder.best, lambda: open_run(folder, VARIANTS, "cpu")),
+        (folder.last, lambda: resume_run(folder, VARIANTS, None)),
+        (folder.best, lambda: complete_run(config, tmp_path / "out", "run", VARIANTS)),
+    )
+    for changed, message in (
+        ((names, "7,8\n8,10\n"), f"{links}: found other links"),
+        (("8 7 9 10 11",), f"{links}: found other links"),
+        (("7 8 9 11 10",), f"{ids}: found other names of sensors"),  # of which no link speaks
+    ):
+        write(*changed)
+        for checkpoint, opened in ways:
+            with pytest.raises(InputError) as error:
+                opened()
+            assert str(error.value) == f"{message} than {checkpoint} was trained on, expected the same file"
+    write(names, "8,7\n8,9\n9,8\n")  # the same links, told otherwise
+    for _, opened in ways:
+        opened()
+
+
+def test_a_run_is_bound_to_the_rules_by_which_its_series_was_prepared(
+    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(make_dataset(), ["Training.max_batches=1"])
+    folder = run(config, tmp_path / "out")
+    monkeypatch.setattr("lib.data.preparing.PREPARED_VERSION", "next")
+    with pytest.raises(InputError, match=r"best\.pt: found a series prepared by version .*, expected next: train"):
+        open_run(folder, VARIANTS, "cpu")
+    checkpoint = load_checkpoint(folder.best)
+    checkpoint["data_fingerprint"] = checkpoint.pop("made_from")["series"]  # as earlier versions wrote it
+    save_checkpoint(folder.best, checkpoint)
+    open_run(folder, VARIANTS, "cpu")
 
 
 @pytest.mark.parametrize("kept", ["another", "none"])

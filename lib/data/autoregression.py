@@ -28,7 +28,11 @@ def autoregression_lags(steps_per_day: int) -> int:
 
 
 def graph_autoregression(
-    prepared: Prepared, profile: HistoricalProfile, near: NDArray[np.bool_], calendar: Calendar
+    prepared: Prepared,
+    profile: HistoricalProfile,
+    near: NDArray[np.bool_],
+    calendar: Calendar,
+    imputed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Regress the residual of each sensor (flow less profile) on the last steps of the sensors near it.
 
@@ -48,6 +52,8 @@ def graph_autoregression(
         profile: its historical profile.
         near: (N, N), true where sensor i is regressed on sensor j; each is on itself.
         calendar: of the series.
+        imputed: (T + 1, N), which sensors are imputed at each step, and have no voice: their residuals count as 0 for
+            the others, and are not fitted; None: none is.
 
     Returns:
         Coefficients (lags, N, N), for residuals in any unit that all sensors share: A[l, j, i] is what a unit at j,
@@ -58,12 +64,14 @@ def graph_autoregression(
     observed = ~np.isnan(prepared.truth)
     seen = np.logical_or.accumulate(observed)[: max(0, rows.stop - rows.start)]  # a day before
     residual = np.where(seen, prepared.forward_filled[rows] - profile.series[rows], 0)
+    measured = np.ones(seen.shape, dtype=np.bool_) if imputed is None else ~imputed[rows]
+    residual = np.where(measured, residual, 0)
     coefficients = np.zeros((lags, sensors, sensors), dtype=np.float32)
     if len(residual) <= lags:
         return coefficients
     scale = residual.std(axis=0, dtype=np.float64).astype(np.float32)
     scale[scale == 0] = 1
-    counting = (seen & observed[rows])[lags:]
+    counting = (seen & observed[rows] & measured)[lags:]
     # By PyTorch, for NumPy's products take as many threads as they like, and their bits depend on the number.
     values = torch.from_numpy(residual / scale)  # (rows, N)
     for sensor in tqdm(range(sensors), desc="autoregression", unit="sensor", disable=None, leave=False):

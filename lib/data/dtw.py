@@ -1,5 +1,7 @@
 """How alike two sensors' mean days are: dynamic time warping (DTW) between all pairs, and the file that keeps it."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.errors import InputError, nearest
-from lib.files import fingerprint_arrays, load_json, reason, save_json, written_whole
+from lib.files import fingerprint_arrays, load_json, load_npy, save_json, written_whole
 
 Method = Literal["exact", "fastdtw"]
 Rows = Literal["train", "all"]
 CPU = torch.device("cpu")
+DTW_VERSION = 1  # of the rules by which distances are computed
 
 PAIRS_PER_THREAD = 1024  # at L = 288 on 2 cores, 128 and 8192 took about 1.5 and 2 times as long
 # A GPU starts five kernels for each of the 2L - 1 anti-diagonals, however few the pairs, so it takes many at once: as
@@ -37,6 +40,7 @@ class DTWRecord:
         rows: the rows of the series that the mean days are taken over, the training rows or all of them.
         days: number of whole days averaged.
         fingerprint: SHA-256 of the mean days (`lib.files.fingerprint_arrays`).
+        version: of the rules, DTW_VERSION.
         matrix_fingerprint: SHA-256 of the distances that were written with the record; empty in a record that is not
             from a file, or from one of an earlier version. Records are equal without it: it follows from the rest.
     """
@@ -46,7 +50,14 @@ class DTWRecord:
     rows: Rows
     days: int
     fingerprint: str
+    version: int
     matrix_fingerprint: str = field(default="", compare=False, repr=False)
+
+    @property
+    def key(self) -> str:
+        """Digits for the names of files, other ones for any other record."""
+        compared = {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
+        return hashlib.sha256(json.dumps(compared).encode()).hexdigest()[:12]
 
     def is_of(self, matrix: NDArray[np.float64]) -> bool:
         """Return whether the record was written with these distances, and not with those of another call."""
@@ -148,7 +159,10 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def _fastdtw_batches(profiles: NDArray[np.float64], radius: int) -> Iterator[Batch]:
-    from fastdtw import fastdtw  # only this method needs the package
+    try:
+        from fastdtw import fastdtw  # only this method needs the package
+    except ImportError:
+        raise InputError("DTW method: found no package for fastdtw, expected it: pip install fastdtw") from None
 
     for i, j in combinations(range(len(profiles)), 2):
         distance, _ = fastdtw(profiles[i], profiles[j], radius=radius)
@@ -285,15 +299,7 @@ def load_dtw_matrix(matrix_path: Path, num_nodes: int) -> NDArray[np.float64]:
 
 
 def _load_matrix(path: Path) -> NDArray[np.float64]:
-    try:
-        with path.open("rb") as handle:
-            matrix = np.lib.format.read_array(handle, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected the DTW matrix that create_dtw.py writes") from None
-    except (OSError, MemoryError) as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
-    except Exception as error:  # NumPy raises many kinds on a damaged file
-        raise InputError(f"{path}: found a damaged file ({reason(error)}), expected a matrix in npy format") from None
+    matrix = load_npy(path, "the DTW matrix that create_dtw.py writes")
     if matrix.dtype.kind != "f":
         raise InputError(f"{path}: found values of type {matrix.dtype}, expected floating point distances")
     return matrix.astype(np.float64, copy=False)
@@ -316,7 +322,7 @@ def load_dtw_record(path: Path) -> DTWRecord:
         if content[key] not in choices:
             hint = nearest(str(content[key]), choices)
             raise InputError(f"{path}: key '{key}': found {content[key]!r}, expected {' or '.join(choices)}{hint}")
-    for key, least in (("radius", 0 if record.method == "exact" else 1), ("days", 1)):
+    for key, least in (("radius", 0 if record.method == "exact" else 1), ("days", 1), ("version", 1)):
         if type(content[key]) is not int or content[key] < least:
             raise InputError(f"{path}: key '{key}': found {content[key]!r}, expected a whole number from {least}")
     for key in ("fingerprint", "matrix_fingerprint"):

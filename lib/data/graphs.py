@@ -4,10 +4,15 @@ Masks are boolean (N, N), True where the row's sensor may attend to the column's
 `lib.data.dtw`.
 """
 
+import csv
+import gzip
+import math
 import re
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components, shortest_path
 
 from lib.errors import InputError, nearest
+from lib.files import load_npy, reason, refuse_pickle
 from lib.interface import Graphs
 
 SimilarityRule = Literal["nearest", "gaussian", "released", "full"]
@@ -22,6 +28,7 @@ TopologyRule = Literal["hops", "full"]
 EncodingRule = Literal["symmetric", "released"]
 
 HEADERS = (["from", "to", "cost"], ["from", "to", "distance"])
+LINK_FORMATS = "links as .csv (from,to,cost), or an N x N matrix as .npy or .csv without header, not 0 where linked"
 FAULTS_SHOWN = 5
 LONGEST_SHOWN = 60  # characters of a faulty text
 EQUAL = 1e-6  # magnitudes that differ by less, relatively, are equal but for rounding
@@ -150,26 +157,40 @@ def build_graphs(
 def read_links(
     path: Path, num_nodes: int, id_filename: Path | None = None, sensor_ids: tuple[int, ...] | None = None
 ) -> Links:
-    """Read a csv of road links, `from,to,cost` or `from,to,distance`, one link a row.
+    """Read road links: a csv `from,to,cost` or `from,to,distance`, one link a row, or an adjacency matrix (N, N).
 
-    The cost is checked to be a number and not used further: the graphs count hops.
+    The cost is checked to be a number and not used further: the graphs count hops. A matrix, an npy file or a csv
+    without header, has a row and a column for each sensor in order, and links two of them where it is not 0; it counts
+    as the csv of its links, row by row.
 
     Args:
-        path: the csv.
+        path: the file.
         num_nodes: number of sensors N; without ids, a sensor is a position 0..N-1.
         id_filename: file whose i-th line is the id of sensor i; when given, the csv speaks of ids.
         sensor_ids: (N,) the ids themselves, where `id_filename` is another file that they were read from.
 
     Raises:
-        InputError: a file is missing or empty, its header is another one, or rows are wrong: the first few are listed.
+        InputError: a file is missing or empty, its header is another one, rows are wrong (the first few are listed),
+            or a matrix has another size than N.
     """
+    refuse_pickle(
+        path,
+        LINK_FORMATS,
+        f"import pickle, numpy; numpy.save('{path.stem}.npy', pickle.load(open('{path.name}', 'rb'), "
+        "encoding='latin1')[2])",  # as DCRNN has them: ids, positions by id, matrix
+    )
     if sensor_ids is None and id_filename is not None:
         sensor_ids = _read_sensor_ids(id_filename, num_nodes)
+    if path.suffix.lower() == ".npy":
+        matrix = load_npy(path, "an adjacency matrix")
+        return _unique_links(_matrix_links(path, matrix, num_nodes), sensor_ids)
+    rows = _read_rows(path)
+    if rows and _is_matrix_row(rows[0][1]):
+        return _unique_links(_matrix_links(path, _parse_matrix(path, rows), num_nodes), sensor_ids)
     # A range gives every position as itself, and takes no memory, however wrong the number of sensors is.
     positions: Positions = range(num_nodes)
     if sensor_ids is not None:
         positions = {sensor: position for position, sensor in enumerate(sensor_ids)}
-    rows = _read_rows(path)
     expected_headers = " or ".join(",".join(header) for header in HEADERS)
     if not rows:
         raise InputError(f"{path}: found an empty file, expected the header {expected_headers}")
@@ -186,7 +207,10 @@ def read_links(
         except ValueError as error:
             faults.append(f"{path} row {line}: {error}")
     _raise_faults(path, faults)
+    return _unique_links(directed, sensor_ids)
 
+
+def _unique_links(directed: Sequence[tuple[int, int]], sensor_ids: tuple[int, ...] | None) -> Links:
     links = [(start, end) for start, end in directed if start != end]
     unique = sorted({(min(link), max(link)) for link in links})
     return Links(
@@ -196,6 +220,58 @@ def read_links(
         reversed_duplicates=len(set(links)) - len(unique),
         sensor_ids=sensor_ids,
     )
+
+
+def _is_matrix_row(row: str) -> bool:
+    """Return whether a first row is that of a matrix: numbers, but not three, which might be a link without header."""
+    cells = _matrix_cells(row)
+    return len(cells) != len(HEADERS[0]) and all(_is_number(cell) for cell in cells)
+
+
+def _matrix_cells(row: str) -> list[str]:
+    return row.replace(",", " ").split()  # NumPy's savetxt writes spaces
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return "_" not in text and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _parse_matrix(path: Path, rows: Sequence[tuple[int, str]]) -> NDArray[np.float64]:
+    width = len(_matrix_cells(rows[0][1]))
+    values = np.zeros((len(rows), width))
+    faults = []
+    for place, (line, row) in enumerate(rows):
+        cells = _matrix_cells(row)
+        wrong = next((column for column, cell in enumerate(cells) if not _is_number(cell)), None)
+        if wrong is not None:
+            faults.append(f"{path} row {line}, column {wrong + 1}: found {_shown(cells[wrong])}, expected a number")
+        elif len(cells) != width:
+            faults.append(f"{path} row {line}: found {len(cells)} columns, expected {width}")
+        else:
+            values[place] = [float(cell) for cell in cells]
+    _raise_faults(path, faults)
+    return values
+
+
+def _matrix_links(path: Path, matrix: NDArray[Any], num_nodes: int) -> list[tuple[int, int]]:
+    """Return the links (from, to) of an adjacency matrix, row by row."""
+    if matrix.shape != (num_nodes, num_nodes):
+        shape = " x ".join(map(str, matrix.shape)) or "a single number"
+        raise InputError(
+            f"{path}: found a matrix of {shape}, expected {num_nodes} x {num_nodes} by num_of_vertices = {num_nodes}"
+        )
+    if matrix.dtype.kind not in "bfiu":
+        raise InputError(f"{path}: found values of type {matrix.dtype}, expected numbers")
+    wrong = np.argwhere(~np.isfinite(matrix))
+    if len(wrong):
+        row, column = wrong[0]
+        raise InputError(
+            f"{path} row {row + 1}, column {column + 1}: found {matrix[row, column]}, expected a number, 0 for no link"
+        )
+    return [(int(start), int(end)) for start, end in np.argwhere(matrix)]
 
 
 def _read_sensor_ids(path: Path, num_nodes: int) -> tuple[int, ...]:
@@ -223,13 +299,15 @@ def _read_rows(path: Path) -> list[tuple[int, str]]:
     """Return the rows that are not blank, stripped, each with its line number as an editor shows it."""
     try:
         # Bytes, because PEMS03's lines end in two carriage returns and a newline, which text mode takes for two lines.
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: found bytes that are not text ({error.reason}), expected UTF-8") from None
+        expected = "UTF-8" if path.suffix.lower() in (".csv", ".txt", ".tsv", ".gz") else LINK_FORMATS
+        raise InputError(f"{path}: found bytes that are not text ({error.reason}), expected {expected}") from None
     return [(line, row.strip()) for line, row in enumerate(text.split("\n"), start=1) if row.strip()]
 
 
@@ -239,7 +317,12 @@ def _shown(text: str) -> str:
 
 
 def _cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.split(",")]
+    """Return the cells of a row, perhaps in quotes; commas separate them, or tabs where there are only those."""
+    separator = "\t" if "\t" in row and "," not in row else ","
+    try:
+        return [cell.strip() for cell in next(csv.reader([row], delimiter=separator, skipinitialspace=True))]
+    except csv.Error:  # of letters that it knows no place for; the cells will be told as wrong
+        return row.split(separator)
 
 
 def _integer(text: str) -> int:

@@ -5,8 +5,9 @@ they do not count. As inputs they are filled from what is observed before t0 alo
 and after the gap, or with the last value where the gap is not over before t0.
 """
 
+import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lib.data.series import CHUNK_ROWS, FLOW, Scaling, fill_gaps, last_observed, missing_values
-from lib.data.windowing import SPLITS, WindowShape
+from lib.data.imputed import imputed_values
+from lib.data.series import CHUNK_ROWS, FLOW, Scaling, fill_gaps, last_observed, missing_values, refuse_negative
+from lib.data.windowing import PADDED_FROM_DAY, SPLITS, Calendar, WindowShape, padded
 from lib.errors import InputError
 from lib.files import load_npz, save_npz, written_whole
 
 SENSORS_NAMED = 5  # in a message
-PADDED_FROM_DAY = 2  # the first day being 0
+MASKS = ("missing", "imputed")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Prepared:
         offsets: (L,) offsets of the input steps from a label start.
         label_starts: those of each split, in time order.
         minimum, maximum: (F,) of each feature over all observed values in rows that a training input touches.
-        source_fingerprint: of the file that the series was read from.
+        made_from: all that decided the rest, by name: the series, the windows, and the rules.
         missing: (T, N), where the flow is missing; None where nothing is.
-        missing_rule: [Data] missing, by which values count as missing.
+        imputed: (T, N), where the flow was filled in and not measured (`lib.data.imputed`); None where nothing was.
     """
 
     flow: NDArray[np.float32]
@@ -43,14 +45,19 @@ class Prepared:
     label_starts: dict[str, NDArray[np.int64]]
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
-    source_fingerprint: str
+    made_from: Mapping[str, str]
     missing: NDArray[np.bool_] | None = None
-    missing_rule: str = "error"
+    imputed: NDArray[np.bool_] | None = None
 
     @property
     def truth(self) -> NDArray[np.float32]:
         """The flow (T, N) with NaN where it is missing: what forecasts are scored on."""
         return self.flow if self.missing is None else np.where(self.missing, np.float32(np.nan), self.flow)
+
+    @property
+    def measured(self) -> NDArray[np.float32] | None:
+        """The flow (T, N) with NaN where it is missing or imputed; None where nothing is imputed."""
+        return None if self.imputed is None else np.where(self.imputed, np.float32(np.nan), self.truth)
 
     @property
     def forward_filled(self) -> NDArray[np.float32]:
@@ -94,8 +101,9 @@ def padded_label_starts(prepared: Prepared, steps_per_day: int) -> NDArray[np.in
 def prepare(
     series: NDArray[Any],
     shape: WindowShape,
-    source_fingerprint: str,
+    made_from: Mapping[str, str],
     missing_rule: str = "error",
+    imputed_rule: str = "keep",
     sensors: Sequence[str] | None = None,
 ) -> Prepared:
     """Decide splits and scaling of a series (T, N, F), and keep its flow with gaps filled.
@@ -103,22 +111,28 @@ def prepare(
     Args:
         series: finite, or NaN where values are missing.
         shape: of the windows.
-        source_fingerprint: of the file that the series was read from.
+        made_from: what the result says of its origin.
         missing_rule: [Data] missing, by which values count as missing.
+        imputed_rule: [Data] imputed, by which imputed values count as missing.
         sensors: (N,) names for messages; None stands for their positions.
 
     Raises:
-        InputError: there are too few rows for the windows, the training flow is constant, a sensor has no value in the
-            training inputs, or a split has no target.
+        InputError: there are too few rows for the windows, a flow is negative, the training flow is constant, a sensor
+            has no value in the training inputs, or a split has no target.
     """
     rows, num_nodes, features = series.shape
     label_starts = shape.split(rows)
-    offsets = shape.offsets
+    offsets, calendar = shape.offsets, Calendar(24 * shape.points_per_hour)
     touched = np.zeros(rows, dtype=bool)
     for offset in offsets:
-        touched[label_starts["train"] + offset] = True
+        touched[padded(label_starts["train"] + offset, calendar.steps_per_day)] = True
     flow = np.ascontiguousarray(series[:, :, FLOW], dtype=np.float32)
     missing = missing_values(flow, missing_rule)
+    observed = np.where(missing, np.float32(np.nan), flow)
+    refuse_negative(observed, missing_rule, lambda sensor: str(sensors[sensor] if sensors else sensor), str)
+    imputed = imputed_values(observed, calendar)
+    if imputed_rule == "missing":
+        missing, imputed = missing | imputed, np.zeros_like(imputed)
     silent = np.flatnonzero(missing[touched].all(axis=0))
     if len(silent):
         names = ", ".join(str(sensors[sensor] if sensors else sensor) for sensor in silent[:SENSORS_NAMED])
@@ -148,9 +162,9 @@ def prepare(
         label_starts,
         minimum,
         maximum,
-        source_fingerprint,
+        made_from,
         missing if missing.any() else None,
-        missing_rule,
+        imputed if imputed.any() else None,
     )
     for split, starts in label_starts.items():
         if prepared.missing_targets(starts, shape.horizon).sum() == len(starts) * num_nodes * shape.horizon:
@@ -162,34 +176,33 @@ def prepare(
 def save_prepared(path: Path, prepared: Prepared) -> None:
     """Write the prepared file: the attributes of `Prepared`, the label starts of each split as `label_starts_*`.
 
-    `missing` is left out where nothing is missing.
+    `missing` and `imputed` are left out where there are none.
     """
     arrays = {f"label_starts_{split}": starts for split, starts in prepared.label_starts.items()}
-    gaps = {} if prepared.missing is None else {"missing": prepared.missing}
+    masks = {name: mask for name in MASKS if (mask := getattr(prepared, name)) is not None}
     save_npz(
         path,
         {
             "flow": prepared.flow,
             "offsets": prepared.offsets,
             **arrays,
-            **gaps,
+            **masks,
             "minimum": prepared.minimum,
             "maximum": prepared.maximum,
-            "source_fingerprint": np.array(prepared.source_fingerprint),
-            "missing_rule": np.array(prepared.missing_rule),
+            "made_from": np.array(json.dumps(prepared.made_from)),
         },
     )
 
 
 def load_prepared(path: Path) -> Prepared:
-    """Read a prepared file; one without `missing_rule` is older than the setting, and nothing in it is missing.
+    """Read a prepared file.
 
     Raises:
         InputError: the file is missing, damaged, or not a prepared file.
     """
     starts = tuple(f"label_starts_{split}" for split in SPLITS)
     layout = {"flow": "f2", "offsets": "i1", **dict.fromkeys(starts, "i1"), "minimum": "f1", "maximum": "f1"}
-    arrays = load_npz(path, (*layout, "source_fingerprint"))
+    arrays = load_npz(path, (*layout, "made_from"))
     for name, kind_and_axes in layout.items():
         array = arrays[name]
         if f"{array.dtype.kind}{array.ndim}" != kind_and_axes or not array.size:
@@ -197,29 +210,32 @@ def load_prepared(path: Path) -> Prepared:
                 f"{path} {name}: found type {array.dtype} and shape {array.shape}, expected a file of PrepareData.py"
             )
     reached = np.concatenate([arrays[name] for name in starts])
-    if reached.min() + arrays["offsets"].min() < 0 or reached.max() >= len(arrays["flow"]):
+    if reached.min() < 0 or reached.max() >= len(arrays["flow"]):
         raise InputError(f"{path}: found label starts outside of the series, expected a file of PrepareData.py")
+    try:
+        made_from = {str(key): str(value) for key, value in json.loads(str(arrays["made_from"])).items()}
+    except (AttributeError, ValueError):
+        raise InputError(f"{path} made_from: found a damaged text, expected a file of PrepareData.py") from None
     with zipfile.ZipFile(path) as archive:
-        there = tuple(name for name in ("missing", "missing_rule") if f"{name}.npy" in archive.namelist())
-    optional = load_npz(path, there)
-    missing = optional.get("missing")
-    if missing is not None and (missing.dtype != np.bool_ or missing.shape != arrays["flow"].shape):
-        raise InputError(
-            f"{path} missing: found type {missing.dtype} and shape {missing.shape}, expected a file of PrepareData.py"
-        )
+        there = tuple(name for name in MASKS if f"{name}.npy" in archive.namelist())
+    masks = load_npz(path, there)
+    for name, mask in masks.items():
+        if mask.dtype != np.bool_ or mask.shape != arrays["flow"].shape:
+            found = f"found type {mask.dtype} and shape {mask.shape}"
+            raise InputError(f"{path} {name}: {found}, expected a file of PrepareData.py")
     return Prepared(
         arrays["flow"],
         arrays["offsets"],
         {split: arrays[name] for split, name in zip(SPLITS, starts, strict=True)},
         arrays["minimum"],
         arrays["maximum"],
-        str(arrays["source_fingerprint"]),
-        missing,
-        str(optional.get("missing_rule", "error")),
+        made_from,
+        masks.get("missing"),
+        masks.get("imputed"),
     )
 
 
-def materialize(path: Path, series: NDArray[Any], prepared: Prepared, horizon: int) -> None:
+def materialize(path: Path, series: NDArray[Any], prepared: Prepared, horizon: int, steps_per_day: int) -> None:
     """Write all windows of a series (T, N, F) in the released code's file format, for other code bases.
 
     For each split: `*_x` (B, N, F, L) scaled, `*_target` (B, N, P) raw flow, `*_timestamp` (B, 1) the label starts;
@@ -232,7 +248,8 @@ def materialize(path: Path, series: NDArray[Any], prepared: Prepared, horizon: i
     piece = max(1, 2**22 // (num_nodes * features * len(prepared.offsets)))  # windows in about 32 MiB
 
     def inputs(starts: NDArray[np.int64]) -> NDArray[np.float32]:
-        windows = series[starts[:, None] + prepared.offsets].transpose(0, 2, 3, 1)  # (B, N, F, L)
+        read = padded(starts[:, None] + prepared.offsets, steps_per_day)
+        windows = series[read].transpose(0, 2, 3, 1)  # (B, N, F, L)
         return scaling.to_float32(windows)
 
     def targets(starts: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.config import Config
-from lib.data.dtw import DTWRecord, Method, Rows, dtw_matrix, load_dtw_matrix, load_dtw_record, mean_days, save_dtw
+from lib.data.dtw import (
+    DTW_VERSION,
+    DTWRecord,
+    Method,
+    Rows,
+    dtw_matrix,
+    load_dtw,
+    load_dtw_matrix,
+    load_dtw_record,
+    mean_days,
+    save_dtw,
+)
 from lib.data.graphs import Links, SensorGraphs, build_graphs, read_links
 from lib.data.prepared import Prepared, load_prepared, materialize, prepare, save_prepared
 from lib.data.sensor_tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
@@ -19,12 +31,19 @@ from lib.devices import choose_device
 from lib.errors import InputError
 from lib.files import check_unused, check_writable, fingerprint, fingerprint_arrays
 
+PREPARED_VERSION = "3"  # of the rules by which prepared files are made
+
 
 def window_shape(config: Config) -> WindowShape:
     """Return the shape of the windows that a configuration asks for."""
     training, data = config.training, config.data
     return WindowShape(
-        training.num_of_weeks, training.num_of_days, training.num_of_hours, data.num_for_predict, data.points_per_hour
+        training.num_of_weeks,
+        training.num_of_days,
+        training.num_of_hours,
+        data.num_for_predict,
+        data.points_per_hour,
+        data.split == "windows",
     )
 
 
@@ -53,7 +72,12 @@ def links_for(config: Config) -> Links:
                 return read_links(data.adj_filename, data.num_of_vertices)
             except InputError:
                 raise fault from None
-    links = read_links(data.adj_filename, data.num_of_vertices, data.id_filename)
+    try:
+        links = read_links(data.adj_filename, data.num_of_vertices, data.id_filename)
+    except InputError:
+        if data.id_filename is None:
+            series_for(config)  # a series that cannot be read is told first: in it might stand the ids of the links
+        raise
     if are_ids and links.sensor_ids is not None:
         for name, sensor_id in zip(names, map(str, links.sensor_ids), strict=True):
             if name != sensor_id:
@@ -111,20 +135,22 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     """
     source = config.data.graph_signal_matrix_filename
     inputs = _input_files(config)
-    check_unused(config.prepared_path, f"{config.source} [Data] dataset_name", *inputs)
     if materialized is not None:
         check_writable(materialized, "--materialize", config.prepared_path, *inputs)
     series = series_for(config)
+    _check_made_files(config, config.prepared_path)
     sensors = table_sensors(config) if is_table(source) else None
     try:
-        prepared = prepare(series, window_shape(config), fingerprint(source), config.data.missing, sensors)
+        prepared = prepare(
+            series, window_shape(config), made_from(config), config.data.missing, config.data.imputed, sensors
+        )
     except InputError as error:
         raise InputError(f"{source} data: {error}") from None
     if materialized is not None and (prepared.missing is not None or np.isnan(series).any()):
         raise InputError(f"--materialize: found missing values in {source}, expected none, as its format knows none")
     save_prepared(config.prepared_path, prepared)
     if materialized is not None:
-        materialize(materialized, series, prepared, config.data.num_for_predict)
+        materialize(materialized, series, prepared, config.data.num_for_predict, config.data.steps_per_day)
     return prepared
 
 
@@ -134,20 +160,112 @@ def _input_files(config: Config) -> tuple[Path | None, ...]:
     return (config.source, data.graph_signal_matrix_filename, data.adj_filename, data.id_filename)
 
 
+def _check_made_files(config: Config, *paths: Path) -> None:
+    """Check, before the work that they take, that files can be made from the series and replace none that is read.
+
+    Raises:
+        InputError: one would replace another file, or their folder cannot be written to.
+    """
+    for path in paths:
+        check_unused(path, f"{config.source} [Data] dataset_name", *_input_files(config))
+    folder = config.data.folder
+    existing = next(there for there in (folder, *folder.absolute().parents) if os.path.exists(there))
+    if os.path.isdir(existing) and not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{folder}: cannot be written to, expected a folder for {paths[0].name}: name one in [Data] cache "
+            "(--set Data.cache=FOLDER)"
+        )
+
+
+def made_from(config: Config) -> dict[str, str]:
+    """Return all that decides what a prepared file holds, or was checked against, by name."""
+    texts = config.texts()
+    settings = (
+        *("Data.num_of_vertices", "Data.points_per_hour", "Data.num_for_predict", "Data.start", "Data.missing"),
+        *("Data.imputed", "Data.split", "Training.num_of_weeks", "Training.num_of_days", "Training.num_of_hours"),
+    )
+    series = fingerprint(config.data.graph_signal_matrix_filename)
+    return {"version": PREPARED_VERSION, "series": series, **{name: texts[name] for name in settings}}
+
+
 def prepared_for(config: Config) -> Prepared:
     """Return the prepared series, from its file when that was made from the series as it is now, else made anew."""
-    path, source = config.prepared_path, config.data.graph_signal_matrix_filename
+    path = config.prepared_path
     if os.path.exists(path):  # Path.exists would raise an OSError on a name that is too long
-        prepared = load_prepared(path)
-        same_windows = np.array_equal(prepared.offsets, window_shape(config).offsets)
-        same_sensors = prepared.flow.shape[1] == config.data.num_of_vertices
-        same_rule = prepared.missing_rule == config.data.missing
-        if same_windows and same_sensors and same_rule and prepared.source_fingerprint == fingerprint(source):
+        wanted = made_from(config)
+        try:
+            prepared = load_prepared(path)
+        except InputError as error:
+            if "made_from" not in str(error):
+                raise
+            print(f"{path} is stale: an earlier version made it, making it anew")
+            return make_prepared(config)
+        if (stale := _first_difference(prepared.made_from, wanted)) is None:
             return prepared
-        print(f"{path} is stale: it was made from another series or setting, making it anew")
+        key, was, now = stale
+        print(f"{path} is stale: {key} was {was}, now it is {now}, making it anew")
     else:
         print(f"{path} is missing: making it")
     return make_prepared(config)
+
+
+def prepared_of(config: Config) -> Prepared:
+    """Return the prepared series from its file; none is made.
+
+    Raises:
+        InputError: there is no such file, or it is stale.
+    """
+    prepared = load_prepared(config.prepared_path)
+    if stale := _first_difference(prepared.made_from, made_from(config)):
+        key, was, now = stale
+        raise InputError(f"{config.prepared_path}: found {key} {was or 'none'}, expected {now or 'none'}")
+    return prepared
+
+
+def _first_difference(was: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """Return the first name under which something else is now than was, and both; None where there is none."""
+    return next(((name, was.get(name, "nothing"), now[name]) for name in now if was.get(name) != now[name]), None)
+
+
+def origin(config: Config, links: Links) -> dict[str, str]:
+    """Return what a run is trained on beside its series (`made_from`), by name: the road links, and sensors' names."""
+    names = sensor_names(config, links)
+    sensors = "" if names is None else fingerprint_arrays(np.array(names))
+    return {"links": fingerprint_arrays(links.pairs), "sensors": sensors}
+
+
+def check_origin(config: Config, was: Mapping[str, str], path: Path) -> None:
+    """Check that the files that a run was trained on are as they were.
+
+    Args:
+        config: the settings of the run.
+        was: `made_from` and `origin` as they were then, or what is known of them.
+        path: the checkpoint that says so.
+
+    Raises:
+        InputError: one is another, or the rules have changed by which a series is prepared.
+    """
+    now = {**made_from(config), **origin(config, links_for(config))}
+    changed = _first_difference(was, {name: now[name] for name in now if name in was})
+    if changed is None:
+        return
+    name, before, after = changed
+    series = config.data.graph_signal_matrix_filename
+    files = {
+        "series": (series, "another series"),
+        "links": (config.data.adj_filename, "other links"),
+        "sensors": (config.data.id_filename or series, "other names of sensors"),
+    }
+    if name in files:
+        file, other = files[name]
+        raise InputError(f"{file}: found {other} than {path} was trained on, expected the same file")
+    raise InputError(f"{path}: found a series prepared by {name} {before}, expected {after}: train the run anew")
+
+
+def dtw_paths(config: Config, record: DTWRecord) -> tuple[Path, Path]:
+    """Return the files of the DTW distances with a record: the matrix, and the record."""
+    stem = f"{config.data.dataset_name}_dtw_{record.key}"
+    return config.data.folder / f"{stem}.npy", config.data.folder / f"{stem}.json"
 
 
 def make_distance(
@@ -162,11 +280,11 @@ def make_distance(
             is not there.
     """
     device = choose_device(config.runtime.device)
-    for path in (config.dtw_path, config.dtw_record_path):
-        check_unused(path, f"{config.source} [Data] dataset_name", *_input_files(config))
     days, record = _mean_days_and_record(config, prepared, method, radius, rows)
+    paths = dtw_paths(config, record)
+    _check_made_files(config, *paths)
     matrix = dtw_matrix(days, method, radius, device=device)
-    save_dtw(config.dtw_path, config.dtw_record_path, matrix, record)
+    save_dtw(*paths, matrix, record)
     return matrix, record
 
 
@@ -182,19 +300,34 @@ def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
     graph = config.graph
     assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
     wanted = wanted_record(config, prepared)
-    missing = [path for path in (config.dtw_path, config.dtw_record_path) if not path.exists()]
+    matrix_path, record_path = paths = dtw_paths(config, wanted)
+    missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         print(f"{missing[0]} is missing: making it")
     else:
-        record = load_dtw_record(config.dtw_record_path)
+        record = load_dtw_record(record_path)
         found = f"found {record}, expected {wanted}"
         if record == wanted:
-            matrix = load_dtw_matrix(config.dtw_path, config.data.num_of_vertices)
+            matrix = load_dtw_matrix(matrix_path, config.data.num_of_vertices)
             if record.is_of(matrix):
                 return matrix
-            found = f"found other distances than those of {config.dtw_record_path.name}"
-        print(f"{config.dtw_path} is stale: {found}, making it anew")
+            found = f"found other distances than those of {record_path.name}"
+        print(f"{matrix_path} is stale: {found}, making it anew")
     return make_distance(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)[0]
+
+
+def distance_of(config: Config, prepared: Prepared) -> NDArray[np.float64]:
+    """Return the DTW distances that [Graph] asks for from their file; none is made.
+
+    Raises:
+        InputError: there is no such file, or it holds others.
+    """
+    wanted = wanted_record(config, prepared)
+    matrix_path, record_path = dtw_paths(config, wanted)
+    matrix, record = load_dtw(matrix_path, record_path, config.data.num_of_vertices)
+    if record != wanted:
+        raise InputError(f"{matrix_path}: found the distances of {record}, expected those of {wanted}")
+    return matrix
 
 
 def graphs_for(config: Config, prepared: Prepared, links: Links) -> SensorGraphs:
@@ -227,4 +360,4 @@ def _mean_days_and_record(
     except InputError as error:
         raise InputError(f"{config.data.graph_signal_matrix_filename} data: {error}") from None
     radius = radius if method == "fastdtw" else 0
-    return days, DTWRecord(method, radius, rows, count // steps_per_day, fingerprint_arrays(days))
+    return days, DTWRecord(method, radius, rows, count // steps_per_day, fingerprint_arrays(days), DTW_VERSION)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.data.prepared import Prepared
 from lib.data.windowing import Calendar
 
 SMOOTHING_MINUTES = 25  # the flow of a few days is noisy, its daily rhythm is smooth
@@ -19,6 +18,7 @@ SAME_KIND = 0.15  # another working day for a working day, and Saturday and Sund
 OTHER_KIND = 0.02  # a day of the weekend for a working day, or the other way round
 WORKING_DAYS = 5  # the first days of a week
 DAYS_OF_WEEK = 7
+DECAY = 0.04  # of a profile that is carried on, chosen on the validation rows of PEMS08
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,54 +26,68 @@ class HistoricalProfile:
     """The profile, in vehicles a step.
 
     Attributes:
-        week: (steps of a week, N), by all training days: for all that comes after them.
-        series: (T, N), for the steps of the series, those of the training rows by the days before.
+        week: (steps of a week, N), by all days that were counted: for all that comes after them.
+        series: (T, N), for the steps of the series, each by the days before.
     """
 
     week: NDArray[np.float32]
     series: NDArray[np.float32]
 
 
-def historical_profile(prepared: Prepared, calendar: Calendar) -> HistoricalProfile:
+def historical_profile(
+    flow: NDArray[np.float32], rows: int, calendar: Calendar, first_day: float, decay: float = 0.0
+) -> HistoricalProfile:
     """Return the mean flow at each step's time of day on past days, where days of the same kind weigh most.
 
         profile = sum over past days of weight x flow / sum over past days of weight
 
-    of the training flow smoothed over 25 minutes, with the weights above. A few weeks have few Mondays, so other days
-    have a small weight too. Missing values do not count. Where there are no values, the mean of the sensor's past is
-    taken, and on the first day the middle of the range of flow. Every value used is at least a day, less half of the
-    smoothing, before the step.
+    of the flow smoothed over 25 minutes, with the weights above. A few weeks have few Mondays, so other days have a
+    small weight too. Missing values do not count. Where there are no values, the mean of the sensor's past is taken,
+    and where it has none, `first_day`. Every value used is at least a day, less half of the smoothing, before the step.
+    So the profile of a step does not depend on where the series begins, but for the days that it has.
+
+    Args:
+        flow: (T, N), NaN where missing.
+        rows: the first rows of the series, which count. Steps after them have the profile of these rows.
+        calendar: of the series.
+        first_day: the profile where there is no past, as on the first day.
+        decay: the share of its weight that a day loses with every further day.
     """
-    truth = prepared.truth
-    training = truth[: prepared.training_rows]
-    steps_per_day, sensors = calendar.steps_per_day, truth.shape[1]
-    middle = prepared.scaling.to_raw(np.zeros(sensors))
+    counted = flow[:rows]
+    steps_per_day, sensors = calendar.steps_per_day, flow.shape[1]
     weights = _day_weights()
     total, count = (np.zeros((DAYS_OF_WEEK, steps_per_day, sensors)) for _ in range(2))
 
-    def average(steps: NDArray[np.int64]) -> NDArray[np.float32]:
+    def mean_so_far() -> NDArray[np.float64]:
         past, values = total.sum(axis=(0, 1)), count.sum(axis=(0, 1))
-        sensor_mean = np.where(values > 0, past / np.maximum(values, 1), middle)
+        return np.where(values > 0, past / np.where(values > 0, values, 1), first_day)  # (N,)
+
+    def average(steps: NDArray[np.int64], sensor_mean: NDArray[np.float64]) -> NDArray[np.float32]:
         means = np.empty((len(steps), sensors), dtype=np.float32)
         for day in np.unique(steps // steps_per_day):
-            rows = steps // steps_per_day == day
-            step = steps[rows] % steps_per_day
-            flow = np.tensordot(weights[day], total[:, step], axes=1)  # (steps of that day, N)
+            of_day = steps // steps_per_day == day
+            step = steps[of_day] % steps_per_day
+            sums = np.tensordot(weights[day], total[:, step], axes=1)  # (steps of that day, N)
             weight = np.tensordot(weights[day], count[:, step], axes=1)
-            means[rows] = np.where(weight > 0, flow / np.maximum(weight, OTHER_KIND), sensor_mean)
+            means[of_day] = np.where(weight > 0, sums / np.where(weight > 0, weight, 1), sensor_mean)
         return means
 
-    steps = calendar.step_of_week(np.arange(len(truth)))
-    value, there = _smoothed(training, steps_per_day)
-    series = np.empty(truth.shape, dtype=np.float32)
-    for first in range(0, len(training), steps_per_day):
-        rows = slice(first, min(first + steps_per_day, len(training)))
-        series[rows] = average(steps[rows])
-        day, step = np.divmod(steps[rows], steps_per_day)
-        total[day, step] += value[rows]  # no step comes twice within a day
-        count[day, step] += there[rows]
-    week = average(np.arange(calendar.steps_per_week))
-    series[len(training) :] = week[steps[len(training) :]]
+    steps = calendar.step_of_week(np.arange(len(flow)))
+    value, there = _smoothed(counted, steps_per_day)
+    series = np.empty(flow.shape, dtype=np.float32)
+    a_day_before = mean_so_far()  # without the last day, some of whose steps are less than a day before
+    for first in range(0, len(counted), steps_per_day):
+        block = slice(first, min(first + steps_per_day, len(counted)))
+        series[block] = average(steps[block], a_day_before)
+        a_day_before = mean_so_far()
+        if decay:
+            total *= 1 - decay
+            count *= 1 - decay
+        day, step = np.divmod(steps[block], steps_per_day)
+        total[day, step] += value[block]  # no step comes twice within a day
+        count[day, step] += there[block]
+    week = average(np.arange(calendar.steps_per_week), mean_so_far())
+    series[len(counted) :] = week[steps[len(counted) :]]
     return HistoricalProfile(week, series)
 
 

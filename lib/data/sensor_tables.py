@@ -1,25 +1,31 @@
-"""Sensor tables: CSV and Parquet files whose first column is the time and whose other columns are a sensor each."""
+"""Sensor tables: text, Parquet and HDF5 files whose first column is the time, and each other column a sensor."""
 
 import csv
+import gzip
 import warnings
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lib.data.pandas_hdf import read_frame
+from lib.data.windowing import STEP_TOLERANCE, nearest_step, time_of_step
 from lib.errors import InputError
 from lib.files import reason
 
-CSV, PARQUET = ".csv", ".parquet"
+TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+PARQUET, HDF = ".parquet", (".h5", ".hdf5")
+SERIES_FORMATS = "a series as .npz, .csv, .tsv or .txt (each of the three also as .gz), .parquet or .h5"
 LAYOUT = "a column of times, then one column a sensor"
 LONGEST_SHOWN = 60  # characters of a faulty cell
 MOST_STEPS_PER_ROW = 10  # of a table where steps are absent
-STEP_TOLERANCE = 0.01  # steps: an hour that no whole number of seconds divides makes times that are rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +34,7 @@ class SensorTable:
 
     Attributes:
         path: the file.
-        rows: (T,) numbers of the rows: lines of a CSV file, the header being 1; of a Parquet file counted from 1.
+        rows: (T,) numbers of the rows: lines of a text, the header being 1; of other files counted from 1.
         times: (T,) local times.
         values: (T, N) float64, finite, or NaN where a cell is empty.
         sensors: (N,) names of the sensors, unique.
@@ -47,8 +53,13 @@ class SensorTable:
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a file is a sensor table by its ending, .csv or .parquet; any other is an npz archive."""
-    return path.suffix.lower() in (CSV, PARQUET)
+    """Return whether a file is a sensor table by its ending; any other is an npz archive."""
+    return is_text(path) or path.suffix.lower() in (PARQUET, *HDF)
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file is a table of text by its ending, perhaps compressed."""
+    return path.name.lower().endswith(TEXT)
 
 
 def sensor_columns(path: Path) -> tuple[str, ...]:
@@ -57,24 +68,24 @@ def sensor_columns(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file cannot be read, or its columns are not a time and sensors with unique names.
     """
-    return _sensor_names(path, _csv_header(path) if path.suffix.lower() == CSV else list(_read_parquet(path).columns))
+    return _sensor_names(path, _text_header(path)[0] if is_text(path) else list(_read_frame(path).columns))
 
 
 def read_table(path: Path) -> SensorTable:
     """Read a sensor table.
 
-    Times are ISO 8601 texts without a zone, in Parquet also time stamps, which may be the index of a pandas frame.
-    Empty cells, and `NaN` or `NA` in a CSV file, are gaps; wholly empty rows are passed over.
+    Times are ISO 8601 texts without a zone, in Parquet also time stamps, which may be the index of a pandas frame, as
+    they are in HDF5. Empty cells, and `NaN` or `NA` in a text, are gaps; wholly empty rows are passed over.
 
     Raises:
         InputError: the file cannot be read, has no row, or has a cell that is neither a number nor empty.
     """
-    if path.suffix.lower() == CSV:
-        header, first_row = _csv_header(path), 2
+    if is_text(path):
+        (header, separator), first_row = _text_header(path), 2
         sensors = _sensor_names(path, header)
-        frame = _read_csv(path, len(header))
+        frame = _read_text(path, len(header), separator)
     else:
-        frame, first_row = _read_parquet(path), 1
+        frame, first_row = _read_frame(path), 1
         sensors = _sensor_names(path, list(frame.columns))
     frame = frame.dropna(how="all")
     if frame.empty:
@@ -104,7 +115,7 @@ def regular_series(
             any row for the time that the table covers.
     """
     check_sensor_count(table.path, table.sensors, num_nodes)
-    if start is not None and table.time(0) != start:
+    if start is not None and abs(table.time(0) - start) > timedelta(hours=1) * STEP_TOLERANCE / points_per_hour:
         raise InputError(
             f"{table.path} row {table.rows[0]}: found the time {table.time(0)}, expected [Data] start = {start}"
         )
@@ -121,7 +132,7 @@ def regular_series(
         series[step_of_row, :, 0] = table.values
         return series
     steps = _steps(table, points_per_hour)
-    wrong = np.abs(steps - np.arange(len(steps))) > STEP_TOLERANCE
+    wrong = _off_grid(steps - np.arange(len(steps)))
     if wrong.any():
         row, hint = int(wrong.argmax()), ""
         with suppress(InputError):  # where steps are absent, and no time is between two
@@ -145,15 +156,25 @@ def grid_steps(table: SensorTable, points_per_hour: int) -> NDArray[np.int64]:
         InputError: times are out of order or between two steps, or most rows are not one step after the row before.
     """
     steps = _steps(table, points_per_hour)
-    whole = np.rint(steps).astype(np.int64)
+    whole = nearest_step(steps)
     advance = np.diff(whole, prepend=-1)
-    wrong = np.abs(steps - whole) > STEP_TOLERANCE
+    wrong = _off_grid(steps - whole)
     if np.median(advance) != 1:
         wrong |= advance != 1
     if wrong.any():
         row = int(wrong.argmax())
         raise _out_of_step(table, row, int(whole[row - 1]) + 1, points_per_hour)
     return whole
+
+
+def start_time(table: SensorTable, points_per_hour: int) -> datetime:
+    """Return the time of the first step of a table with regular times (`grid_steps`), by all its rows.
+
+    What each row says of it is averaged: the stamp of one row may be rounded, or seconds off.
+    """
+    steps = _steps(table, points_per_hour)
+    late: float = (steps - nearest_step(steps)).mean()
+    return table.time(0) + timedelta(hours=late / points_per_hour)
 
 
 def check_sensor_count(path: Path, sensors: Sequence[str], num_nodes: int) -> None:
@@ -177,8 +198,16 @@ def _steps(table: SensorTable, points_per_hour: int) -> NDArray[np.float64]:
     return steps
 
 
+def _off_grid(late: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which rows (T,) are out of step with the first, by how late they are, in steps: none if all fit one grid.
+
+    It must not matter how the first row is stamped, so the grid may lie anywhere within the tolerance of all rows.
+    """
+    return (np.abs(late) > STEP_TOLERANCE) & (np.ptp(late) > 2 * STEP_TOLERANCE)
+
+
 def _out_of_step(table: SensorTable, row: int, expected_step: int, points_per_hour: int) -> InputError:
-    expected = table.time(0) + timedelta(hours=1) * expected_step / points_per_hour
+    expected = time_of_step(table.time(0), expected_step, points_per_hour)
     return InputError(
         f"{table.path} row {table.rows[row]}: found the time {table.time(row)}, expected {expected} "
         f"(60 / points_per_hour = {60 / points_per_hour:g} minutes a step)"
@@ -188,7 +217,7 @@ def _out_of_step(table: SensorTable, row: int, expected_step: int, points_per_ho
 def _sensor_names(path: Path, columns: Sequence[object]) -> tuple[str, ...]:
     names = tuple(str(column).strip() for column in columns)
     if len(names) < 2:
-        raise InputError(f"{path}: found {len(names)} column, expected {LAYOUT}, separated by commas")
+        raise InputError(f"{path}: found {len(names)} column, expected {LAYOUT}, separated by commas or tabs")
     for number, name in enumerate(names[1:], start=2):
         if not name:
             raise InputError(f"{path} column {number}: found no name, expected that of a sensor")
@@ -200,20 +229,27 @@ def _sensor_names(path: Path, columns: Sequence[object]) -> tuple[str, ...]:
     return names[1:]
 
 
-def _csv_header(path: Path) -> list[str]:
+def _text_header(path: Path) -> tuple[list[str], str]:
+    """Return the cells of a text's first line, and what separates them: commas, or tabs where there are only those."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            return next(csv.reader(handle, skipinitialspace=True), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with opened(path, "rt", newline="", encoding="utf-8-sig") as handle:
+            lines = iter(handle)
+            first = next(lines, "")
+            separator = "\t" if "\t" in first and "," not in first else ","
+            return next(csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=True), []), separator
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from None
 
 
-def _read_csv(path: Path, columns: int) -> pd.DataFrame:
+def _read_text(path: Path, columns: int, separator: str) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a first row longer than the header
             return pd.read_csv(
                 path,
+                sep=separator,
+                compression="gzip" if path.suffix.lower() == ".gz" else None,
                 header=0,
                 names=list(range(columns)),  # pandas would rename columns of the same name
                 index_col=False,
@@ -223,16 +259,20 @@ def _read_csv(path: Path, columns: int) -> pd.DataFrame:
                 low_memory=False,
                 encoding="utf-8-sig",
             )
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+    except (OSError, EOFError, zlib.error, ValueError, pd.errors.ParserWarning) as error:
         raise _unreadable(path, error) from None
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_frame(path: Path) -> pd.DataFrame:
+    is_parquet = path.suffix.lower() == PARQUET
     try:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path) if is_parquet else read_frame(path)
+    except InputError:
+        raise
     except ImportError:
-        raise InputError(f"{path}: found no package that reads Parquet, expected one: pip install pyarrow") from None
-    except Exception as error:  # pyarrow raises many kinds on a damaged file
+        name, package = ("Parquet", "pyarrow") if is_parquet else ("HDF5", "h5py")
+        raise InputError(f"{path}: found no package that reads {name}, expected one: pip install {package}") from None
+    except Exception as error:  # pyarrow and h5py raise many kinds on a damaged file
         raise _unreadable(path, error) from None
     return frame.reset_index(drop=not isinstance(frame.index, pd.DatetimeIndex))
 

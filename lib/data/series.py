@@ -1,5 +1,7 @@
 """The series: read and checked, its missing values and how gaps are filled, and its scaling."""
 
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -8,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lib.data.sensor_tables import SERIES_FORMATS
 from lib.errors import InputError
-from lib.files import load_npz
+from lib.files import load_npz, refuse_pickle
 
 FLOW = 0  # the feature that is forecast; occupancy and speed follow where a file has them
+MISSING_WORDS = ("interpolate", "zero_is_missing", "negative_is_missing")
+MARKERS_SHOWN = 3  # different negative values, in a message
 CHUNK_ROWS = 1024  # rows looked at together, so that checking a series needs no second copy of it
 Values = TypeVar("Values", Tensor, NDArray[np.float64])
 
@@ -55,20 +60,25 @@ class Scaling:
 
 
 def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
-    """Read the array `data` (T, N, F) of a PEMS npz file and check it; with `gaps`, values may be NaN.
+    """Read the array `data` or `x` (T, N, F) of an npz file and check it; with `gaps`, values may be NaN.
 
     Raises:
         InputError: no such array, another number of dimensions or sensors, values that are not finite numbers.
     """
-    data = load_npz(path, ("data",))["data"]
+    refuse_pickle(path, SERIES_FORMATS, f"import pandas; pandas.read_pickle('{path.name}').to_csv('{path.stem}.csv')")
+    if path.suffix.lower() not in ("", ".npz", ".npy") and path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: found a file that ends in {path.suffix}, expected {SERIES_FORMATS}")
+    ((name, data),) = load_npz(path, (("data", "x"),)).items()
     if data.ndim != 3:
-        raise InputError(f"{path} data: found shape {data.shape}, expected three axes (time steps, sensors, features)")
+        raise InputError(
+            f"{path} {name}: found shape {data.shape}, expected three axes (time steps, sensors, features)"
+        )
     if data.dtype.kind not in "fiu":  # floats and integers; to NumPy, time differences are integers too
-        raise InputError(f"{path} data: found values of type {data.dtype}, expected numbers")
+        raise InputError(f"{path} {name}: found values of type {data.dtype}, expected numbers")
     if 0 in data.shape:
-        raise InputError(f"{path} data: found shape {data.shape}, expected at least one step, sensor and feature")
+        raise InputError(f"{path} {name}: found shape {data.shape}, expected at least one step, sensor and feature")
     if data.shape[1] != num_nodes:
-        raise InputError(f"{path} data: found {data.shape[1]} sensors, expected num_of_vertices = {num_nodes}")
+        raise InputError(f"{path} {name}: found {data.shape[1]} sensors, expected num_of_vertices = {num_nodes}")
     bad_values, first_bad, hint = 0, "", ""
     for row in range(0, len(data), CHUNK_ROWS):
         with np.errstate(over="ignore"):  # what training cannot hold counts as infinite
@@ -83,16 +93,68 @@ def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
                 hint = ", or [Data] missing = interpolate"
     if bad_values:
         raise InputError(
-            f"{path} data: found {bad_values} {'' if gaps else 'NaN or '}infinite values, the first at {first_bad}, "
+            f"{path} {name}: found {bad_values} {'' if gaps else 'NaN or '}infinite values, the first at {first_bad}, "
             f"expected finite numbers{hint}"
         )
     return data
 
 
-def missing_values(flow: NDArray[Any], missing_rule: str) -> NDArray[np.bool_]:
-    """Return where values of a flow are missing: where they are NaN, by the rule `zero_is_missing` also where 0."""
+def missing_rule(text: str) -> str:
+    """Return [Data] missing as a text that is the same for rules of the same meaning, such as `interpolate, -1, 0`.
+
+    It is `error`, or `interpolate` with what else counts as missing: numbers, and `negative_is_missing`.
+
+    Raises:
+        ValueError: the text is neither `error` nor a list of `MISSING_WORDS` and finite numbers.
+    """
+    items = {item.strip() for item in text.split(",")}
+    if items == {"error"}:
+        return "error"
+    words = items & set(MISSING_WORDS)
+    markers = {float(item) for item in items - words} | ({0.0} if "zero_is_missing" in words else set())
+    if not np.isfinite(list(markers)).all():
+        raise ValueError("found a marker that is not finite, expected a number")
+    negative = ["negative_is_missing"] if "negative_is_missing" in words else []
+    return ", ".join(["interpolate", *negative, *(str(marker + 0.0).removesuffix(".0") for marker in sorted(markers))])
+
+
+def missing_markers(rule: str) -> list[float]:
+    """Return the numbers that mark gaps by a rule for missing values."""
+    return [float(item) for item in missing_rule(rule).split(", ") if item not in ("error", *MISSING_WORDS)]
+
+
+def missing_values(flow: NDArray[Any], rule: str) -> NDArray[np.bool_]:
+    """Return where values of a flow are missing: where they are NaN, or as `missing_rule` says."""
     missing: NDArray[np.bool_] = np.isnan(flow)
-    return missing | (flow == 0) if missing_rule == "zero_is_missing" else missing
+    for marker in missing_markers(rule):
+        missing |= flow.astype(np.float32, copy=False) == np.float32(marker)  # as training sees them
+    return missing | (flow < 0) if "negative_is_missing" in rule else missing
+
+
+def refuse_negative(
+    flow: NDArray[Any], rule: str, name: Callable[[int], str], label: Callable[[int], str], way_out: str = ""
+) -> None:
+    """Raise an InputError where a flow (T, N) is negative, which that of a road never is.
+
+    Args:
+        flow: missing values are NaN.
+        rule: by which they are missing.
+        name: of a sensor, by its position.
+        label: of a step, by its row.
+        way_out: what to do about it; by default the rule that makes gaps of these values too.
+    """
+    negative = flow < 0
+    if not negative.any():
+        return
+    step, sensor = (int(index) for index in np.argwhere(negative)[0])
+    values = [str(value) for value in np.unique(flow[negative])]
+    added = values if len(values) <= MARKERS_SHOWN else ["negative_is_missing"]
+    wider = missing_rule(", ".join([rule.replace("error", "interpolate"), *added]))
+    raise InputError(
+        f"found {negative.sum():,} negative values, the first {flow[step, sensor]:g} at step {label(step)}, sensor "
+        f"{name(sensor)}, expected flows of at least 0; where they mark gaps, "
+        f"{way_out or f'set [Data] missing = {wider}'}"
+    )
 
 
 def last_observed(missing: NDArray[np.bool_]) -> NDArray[np.int32]:

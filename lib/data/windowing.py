@@ -5,8 +5,8 @@ its inputs lie at t0 + offsets, its targets at t0 .. t0 + P - 1.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TypeVar
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from torch import Tensor
 from lib.errors import InputError
 
 SPLITS = ("train", "val", "test")
+PADDED_FROM_DAY = 2  # the first day of a padded history being 0
+STEP_TOLERANCE = 0.01  # steps: an hour that no whole number of seconds divides makes times that are rounded
+A_MONDAY = datetime(2018, 1, 1)
 Steps = TypeVar("Steps", Tensor, NDArray[np.int64], int)
 
 
@@ -31,6 +34,7 @@ class WindowShape:
     hours: int
     horizon: int
     points_per_hour: int
+    split_windows: bool = False  # of one hour of input, whatever the input is; else of the samples whose input exists
 
     @property
     def segments(self) -> tuple[tuple[str, int], ...]:
@@ -49,14 +53,15 @@ class WindowShape:
         return (first[:, None] + np.arange(self.points_per_hour)).ravel()
 
     def label_starts(self, rows: int) -> NDArray[np.int64]:
-        """Return the valid label starts of a series of that many rows, in time order.
+        """Return the label starts of a series of that many rows that are split, in time order.
 
         Raises:
             InputError: there are too few rows for one sample in each split.
         """
-        reach = -int(self.offsets.min())
+        reach = self.points_per_hour if self.split_windows else -int(self.offsets.min())
         starts = np.arange(reach, rows - self.horizon + 1, dtype=np.int64)
-        smallest = 3  # from there on no split is empty
+        before_training = max(0, self._first_of_training - reach)
+        smallest = max(3, -(-5 * (before_training + 1) // 3))  # from there on no split is empty
         if len(starts) < smallest:
             needed = reach + self.horizon + smallest - 1
             raise InputError(
@@ -68,8 +73,14 @@ class WindowShape:
     def split(self, rows: int) -> dict[str, NDArray[np.int64]]:
         """Return the label starts of train, val and test: the first 60 %, the next 20 %, the last 20 % in time."""
         starts = self.label_starts(rows)
-        parts = np.split(starts, [int(0.6 * len(starts)), int(0.8 * len(starts))])
-        return dict(zip(SPLITS, parts, strict=True))
+        train, val, test = np.split(starts, [int(0.6 * len(starts)), int(0.8 * len(starts))])
+        return dict(zip(SPLITS, (train[train >= self._first_of_training], val, test), strict=True))
+
+    @property
+    def _first_of_training(self) -> int:
+        """The first label start to train on: its input exists, or is padded no more than `PADDED_FROM_DAY` allows."""
+        reach = -int(self.offsets.min())
+        return min(reach, PADDED_FROM_DAY * 24 * self.points_per_hour) if self.split_windows else reach
 
 
 @dataclass(frozen=True)
@@ -97,9 +108,35 @@ class Calendar:
         steps_per_day = 24 * points_per_hour
         if start is None:
             return cls(steps_per_day)
-        midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
-        of_day = int((start - midnight).total_seconds() * steps_per_day / 86400)
-        return cls(steps_per_day, start.weekday() * steps_per_day + of_day)
+        first_step = int(nearest_step((start - A_MONDAY) / timedelta(hours=1) * points_per_hour))
+        return cls(steps_per_day, first_step % (7 * steps_per_day))
+
+
+def nearest_step(steps: Any) -> NDArray[np.int64]:
+    """Return the whole steps that times belong to, which are given in steps since any full hour or any row of a table.
+
+    This is the one rule by which times become steps: the nearest one, so that a clock that is seconds early moves
+    nothing. Half-way, give or take the tolerance, it is the step that has begun, as a time that names an interval by
+    its middle lies in it.
+    """
+    return np.ceil(np.asarray(steps) - 0.5 - STEP_TOLERANCE).astype(np.int64)
+
+
+def nearest_time(time: datetime, points_per_hour: int) -> datetime:
+    """Return the time of the step that a time belongs to, to the second."""
+    step = nearest_step((time - A_MONDAY) / timedelta(hours=1) * points_per_hour)
+    return time_of_step(A_MONDAY, int(step), points_per_hour)
+
+
+def time_of_step(start: datetime, step: int, points_per_hour: int) -> datetime:
+    """Return the time of a step, counted from that at `start`, to the second."""
+    time = start + timedelta(hours=1) * step / points_per_hour
+    return (time + timedelta(milliseconds=500)).replace(microsecond=0)
+
+
+def padded(steps: Steps, steps_per_day: int) -> Steps:
+    """Return steps of the series, those before it moved into its first day, which counts as repeated before it."""
+    return steps + (steps < 0) * (steps % steps_per_day - steps)
 
 
 def evenly_spaced(label_starts: NDArray[np.int64], samples: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib.data.prepared import Prepared
 from lib.data.series import next_observed
-from lib.data.windowing import Calendar
+from lib.data.windowing import Calendar, padded
 from lib.interface import Inputs
 
 
@@ -28,12 +28,14 @@ class Batch:
         target: (B, N, P) scaled, finite; where it is missing, the last observed value before.
         flow: (B, N, P) the target in raw units, NaN where it is missing.
         observed: (B, N, P) where the target is not missing; None for a series where nothing is.
+        measured: (B, N, P), `flow` with NaN where it is imputed too; None for a series where nothing is.
     """
 
     inputs: Inputs
     target: Tensor
     flow: Tensor
     observed: Tensor | None = None
+    measured: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -60,7 +62,7 @@ class Batch:
             return None if part is None else change(part)
 
         inputs = Inputs(*map(changed, self.inputs))
-        return Batch(inputs, *map(changed, (self.target, self.flow, self.observed)))
+        return Batch(inputs, *map(changed, (self.target, self.flow, self.observed, self.measured)))
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
@@ -86,6 +88,7 @@ class Windows:
         device: where the batches go.
         on_host: whether the series is kept on the host.
         profile: (T, N), the historical profile (`lib.data.profile`), for networks that ask for it.
+        imputed: (T + 1, N), which sensors are imputed at each step (`lib.data.imputed`), for networks that ask.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Windows:
         device: torch.device,
         on_host: bool = False,
         profile: NDArray[np.float32] | None = None,
+        imputed: NDArray[np.bool_] | None = None,
     ) -> None:
         self.prepared = prepared
         self.scaling = prepared.scaling
@@ -103,6 +107,8 @@ class Windows:
         self.device = device
         self.home = torch.device("cpu") if on_host else device
         self.flow = torch.from_numpy(prepared.truth).to(self.home)  # (T, N)
+        measured = prepared.measured
+        self.measured = None if measured is None else torch.from_numpy(measured).to(self.home)  # (T, N)
         self.scaled = self._scaled(prepared.flow)  # (T, N)
         self.forward_filled = self.scaled
         self.next_observed: Tensor | None = None
@@ -112,6 +118,7 @@ class Windows:
         self.input_offsets = torch.from_numpy(prepared.offsets).to(self.home)
         self.target_offsets = torch.arange(horizon, device=self.home)
         self.profile = None if profile is None else self._scaled(profile)  # (T, N)
+        self.imputed = None if imputed is None else torch.from_numpy(imputed).to(self.home)  # (T + 1, N)
         self.profile_offsets = torch.arange(-(calendar.steps_per_day // 24), horizon, device=self.home)
 
     def _scaled(self, flow: NDArray[np.float32]) -> Tensor:
@@ -129,25 +136,35 @@ class Windows:
 
     def batch(self, label_starts: Tensor) -> Batch:
         """Cut out the samples with these label starts, (B,) where the series is kept, none on its first day."""
-        inputs = label_starts[:, None] + self.input_offsets
-        inputs = torch.where(inputs < 0, inputs % self.calendar.steps_per_day, inputs)  # (B, L)
+        series = self._read(label_starts, self.input_offsets)  # (B, N, L)
         targets = label_starts[:, None] + self.target_offsets
-        series = self.scaled[inputs]  # (B, L, N)
         flow = self.flow[targets].transpose(1, 2).contiguous()  # (B, N, P)
-        observed = None
-        if self.next_observed is not None:
-            # A gap that is not over before t0 holds the last value, for the line through it ends at a target.
-            over = self.next_observed[inputs] < label_starts[:, None, None]
-            series = torch.where(over, series, self.forward_filled[inputs])
-            observed = ~flow.isnan()
-        series = series.transpose(1, 2).contiguous()  # (B, N, L)
+        observed = None if self.next_observed is None else ~flow.isnan()
         target = self.forward_filled[targets].transpose(1, 2).contiguous()  # (B, N, P)
         profile = None
         if self.profile is not None:
             steps = label_starts[:, None] + self.profile_offsets
             profile = self.profile[steps].transpose(1, 2).contiguous()  # (B, N, h + P)
+        imputed = last_week = None
+        if self.imputed is not None:
+            imputed = self.imputed[label_starts]  # (B, N)
+            # Before the second week nothing is flagged, so what is read there does not matter.
+            week = self.calendar.steps_per_week
+            last_week = self._read(label_starts, self.target_offsets % week - week)  # (B, N, P)
         step_of_week = self.calendar.step_of_week(label_starts)
-        return Batch(Inputs(series, series[:, :, -1], step_of_week, profile), target, flow, observed).to(self.device)
+        inputs = Inputs(series, series[:, :, -1], step_of_week, profile, imputed, last_week)
+        measured = None if self.measured is None else self.measured[targets].transpose(1, 2)  # (B, N, P)
+        return Batch(inputs, target, flow, observed, measured).to(self.device)
+
+    def _read(self, label_starts: Tensor, offsets: Tensor) -> Tensor:
+        """Return what is known before label starts (B,) of the steps at offsets (L,) below 0: scaled, (B, N, L)."""
+        steps = padded(label_starts[:, None] + offsets, self.calendar.steps_per_day)  # (B, L)
+        read = self.scaled[steps]
+        if self.next_observed is not None:
+            # A gap that is not over before t0 holds the last value, for the line through it ends at a target.
+            over = self.next_observed[steps] < label_starts[:, None, None]
+            read = torch.where(over, read, self.forward_filled[steps])
+        return read.transpose(1, 2).contiguous()
 
     def batches(self, label_starts: NDArray[np.int64] | Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield batches over all these label starts, in their order; the last one may be smaller."""

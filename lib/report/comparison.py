@@ -18,7 +18,8 @@ from lib.experiments import Experiment, experiments_of
 from lib.files import written_whole
 from lib.interface import Variants
 from lib.metrics import absolute_errors
-from lib.report.text_tables import TITLES, flow_unit, markdown_table, score_text
+from lib.numbers import decimals_for
+from lib.report.text_tables import DECIMALS, MEASURED, TITLES, flow_unit, markdown_table, score_text, scores_of
 from lib.run_folder import RunFolder
 
 BOOTSTRAP_DRAWS = 2000
@@ -219,7 +220,8 @@ def _overall(scores: Sequence[Mapping[str, Any]]) -> Row:
     row: Row = {}
     for name in SCORES:
         row |= _mean_and_sd(name, [each["overall"][name] for each in scores])
-    return row
+    measured = [scores_of(each).get(MEASURED) for each in scores]
+    return row | (_mean_and_sd(MEASURED, measured) if None not in measured else {})
 
 
 def _steps(scores: Sequence[Mapping[str, Any]]) -> Row:
@@ -259,8 +261,7 @@ def write_tables(
         writer = csv.DictWriter(handle, columns)
         writer.writeheader()
         for row in rows:
-            rounded = {name: f"{cell:.4f}" if isinstance(cell, float) else cell for name, cell in row.items()}
-            writer.writerow(rounded)
+            writer.writerow({name: _rounded(row, name) for name in row})
     texts = [name for name, cell in rows[-1].items() if isinstance(cell, str)]
     tables = f"{_main_table(rows, texts)}\n\nMAE by horizon:\n\n{_horizon_table(rows, texts, data)}\n"
     machines = dict.fromkeys(machine for group in groups for machine in group.machines)
@@ -288,18 +289,30 @@ def table_paths(stem: Path) -> tuple[Path, Path]:
 
 
 def _main_table(rows: Sequence[Row], texts: Sequence[str]) -> str:
-    scores = [TITLES[name] for name in SCORES]
+    names = [*SCORES, *([MEASURED] if MEASURED in rows[-1] else [])]
+    scores = [{**TITLES, MEASURED: "MAE (measured)"}[name] for name in names]
     lines = [[*texts, "seeds", "parameters", "minutes", "val MAE", *scores, "MAE difference"]]
-    formats = {"seeds": "{}", "parameters": "{:,}", "minutes": "{:.1f}", "val_mae": "{:.3f}"}
+    formats = {"seeds": "{}", "parameters": "{:,}", "minutes": "{:.1f}"}
     for row in rows:
         known = {name: cell for name, cell in row.items() if cell is not None}
         cells = [str(known.get(name, "")) for name in texts]
         cells += [layout.format(known[name]) if name in known else "" for name, layout in formats.items()]
-        cells += [score_text(_score(row, name)) for name in SCORES]
-        interval = "{:+.3f} ({:+.3f} .. {:+.3f})"
-        cells.append(interval.format(*(known[name] for name in DIFFERENCE)) if DIFFERENCE[0] in known else "")
+        cells.append(score_text(known["val_mae"]) if "val_mae" in known else "")
+        cells += [score_text(_score(row, name)) for name in names]
+        decimals = _decimals(row, "mae", DECIMALS)
+        difference = [f"{known[name]:+.{decimals}f}" for name in DIFFERENCE if name in known]
+        cells.append("{} ({} .. {})".format(*difference) if difference else "")
         lines.append(cells)
     return markdown_table(lines, len(texts))
+
+
+def _rounded(row: Row, name: str) -> Any:
+    return f"{row[name]:.{_decimals(row, name, DECIMALS + 1)}f}" if isinstance(row[name], float) else row[name]
+
+
+def _decimals(row: Row, name: str, least: int) -> int:
+    """Return how many decimals a number of a row has: a deviation those of its mean, a difference those of the MAE."""
+    return decimals_for(row["mae" if name in DIFFERENCE else name.removesuffix("_sd")] or 0.0, least)
 
 
 def _score(row: Row, name: str) -> Any:

@@ -1,26 +1,33 @@
 """Figures: made from what a run wrote, with units on their axes, readable in print and by the colour-blind."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist, squareform
 
-from lib.files import written_whole
+from lib.errors import InputError
+from lib.files import reason, written_whole
 from lib.metrics import Scores
+
+# Names come from data, and two `$` in one would make a formula of it. So no text of a figure is a formula, ours too.
+matplotlib.rcParams["text.parse_math"] = False
 
 # Okabe and Ito's palette, whose colours differ in brightness as well as in hue; black is for the truth.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -30,15 +37,47 @@ HORIZONS = (1, 6, 12)  # steps ahead that a forecast is drawn for
 LAYOUT_ITERATIONS = 100
 NAMED_SENSORS = 100  # a map of more names those of greatest error only
 SENSOR_TICKS = 40  # a matrix of more sensors does not name them
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, at `path`, and as PDF beside it; the same figure gives the same bytes."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once is enough, and takes half of the time
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
-        with written_whole(path.with_suffix(suffix)) as partial:
-            figure.savefig(partial, format=suffix[1:], dpi=DPI, metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a box stands for a letter that the font lacks
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once is enough, and takes half of the time
+        for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
+            with written_whole(path.with_suffix(suffix)) as partial:
+                figure.savefig(partial, format=suffix[1:], dpi=DPI, metadata=metadata)
+
+
+def draw_figure(draw: Callable[[], Figure | None], path: Path) -> list[Path]:
+    """Draw a figure and write it as `save_figure` does; return its path, or nothing where there is no figure.
+
+    One that cannot be drawn is left out, and it is said: a figure must not cost the results that it shows.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        figure = draw()
+    except Exception as error:
+        return _left_out(path, error)
+    if figure is None:
+        return []
+    try:
+        save_figure(figure, path)
+    except InputError:
+        raise
+    except Exception as error:
+        return _left_out(path, error)
+    return [path]
+
+
+def _left_out(path: Path, error: Exception) -> list[Path]:
+    why = error if isinstance(error, InputError) else f"{type(error).__name__}: {reason(error)}"
+    print(f"figure {path.stem} left out: {why}")
+    return []
 
 
 def new_figure(width: float = 7.0, height: float = 4.0) -> tuple[Figure, Axes]:
@@ -47,6 +86,18 @@ def new_figure(width: float = 7.0, height: float = 4.0) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def label_powers(axis: Axis) -> None:
+    """Label a logarithmic axis with numbers written out, not as powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend_name(name: str) -> str:
+    """Return a name as a legend shows it; it would pass over one that begins with an underscore."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def training_curve(history: Sequence[Mapping[str, Any]], unit: str) -> Figure:
@@ -76,12 +127,13 @@ def training_curve(history: Sequence[Mapping[str, Any]], unit: str) -> Figure:
 
 
 def error_by_horizon(scores: Mapping[str, Sequence[Scores]], minutes_per_step: float, unit: str) -> Figure:
-    """Draw the MAE at each horizon of the model (the first entry) and of the baselines."""
+    """Draw the MAE at each horizon of the model (the first entry) and of the baselines, where targets are known."""
     figure, axes = new_figure()
     colours = (*COLOURS, "#000000", "#999999")
     for (name, by_horizon), colour, marker in zip(scores.items(), cycle(colours), cycle(MARKERS)):
         ahead = minutes_per_step * np.arange(1, len(by_horizon) + 1)
-        axes.plot(ahead, [step["mae"] or 0.0 for step in by_horizon], f"{marker}-", color=colour, label=name)
+        maes = [np.nan if step["mae"] is None else step["mae"] for step in by_horizon]
+        axes.plot(ahead, maes, f"{marker}-", color=colour, label=_legend_name(name))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("forecast horizon (min)")
     axes.set_ylabel(f"MAE ({unit})")
@@ -108,12 +160,12 @@ def horizons_compared(
     ahead = minutes_per_step * np.arange(1, horizon + 1)
     for (name, maes), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS)):
         mean = maes.mean(axis=0)
-        axes.plot(ahead, mean, f"{marker}-", color=colour, label=name)
+        axes.plot(ahead, mean, f"{marker}-", color=colour, label=_legend_name(name))
         if len(maes) > 1:
             sd = maes.std(axis=0, ddof=1)
             axes.fill_between(ahead, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=0)
     for (name, mae), style in zip(baselines.items(), cycle(("--", ":"))):
-        axes.plot(ahead, mae, style, color="0.4", linewidth=1, label=name)
+        axes.plot(ahead, mae, style, color="0.4", linewidth=1, label=_legend_name(name))
     axes.set_xlabel("forecast horizon (min)")
     axes.set_ylabel(f"MAE ({unit})")
     _legend_of_groups(figure)
@@ -137,7 +189,7 @@ def error_against_time(
     reached = []
     for (name, runs), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS)):
         for number, (minutes, mae, test) in enumerate(runs):
-            label = "_" if number else name
+            label = "_" if number else _legend_name(name)
             axes.plot(minutes, mae, f"{marker}-", color=colour, markersize=4, linewidth=1, label=label)
             axes.plot(minutes[-1], test, "*", color=colour, markeredgecolor="black", markersize=12, zorder=3)
             reached += [float(np.nanmin(mae)), test]
@@ -146,8 +198,7 @@ def error_against_time(
     top = high + max(high - low, 0.25 * high)
     axes.set_ylim(low - 0.08 * (top - low), top)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
+    label_powers(axes.xaxis)
     axes.set_xlabel("training time, with validation (min)")
     axes.set_ylabel(f"validation MAE\n({unit})")
     _legend_of_groups(figure)
@@ -284,6 +335,22 @@ def _place_component(hops: NDArray[np.float64]) -> NDArray[np.float64]:
         positions = inverse @ (positions * pull.sum(axis=1, keepdims=True) - pull @ positions)
     placed: NDArray[np.float64] = positions - positions.min(axis=0)
     return placed
+
+
+def imputed_days(share: NDArray[np.float64], start: datetime | None) -> Figure:
+    """Draw the share of imputed values by sensor and day, (N, days)."""
+    figure, axes = new_figure(height=5.0)
+    days = share.shape[1]
+    image = axes.imshow(share, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0, vmax=1)
+    axes.set_ylabel("sensor")
+    axes.set_title("Values that were filled in and not measured")
+    axes.set_xlabel("day of the series")
+    if start is not None:
+        places = np.unique(np.linspace(0, days - 1, min(days, 5)).round().astype(int))
+        axes.set_xticks(places, [f"{start + timedelta(days=int(place)):%a %d %b}" for place in places])
+        axes.set_xlabel("day")
+    figure.colorbar(image, label="share of the day's values")
+    return figure
 
 
 def error_map(
@@ -459,7 +526,8 @@ def receptive_field_map(
     image = axes.imshow(picture, cmap="viridis", vmin=0, vmax=1, aspect="auto", extent=(0, steps, rows, 0))
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=max(5.0, 0.7 * rows))
     ticks = range(decades + 1)
-    bar.set_ticks([1 - tick / decades for tick in ticks], labels=["1", *(f"$10^{{-{tick}}}$" for tick in ticks[1:])])
+    powers = [f"10{str(-tick).translate(SUPERSCRIPT)}" for tick in ticks]
+    bar.set_ticks([1 - tick / decades for tick in ticks], labels=["1", *powers[1:]])
     bar.set_label("contribution, of the\nlargest (grey: none)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 

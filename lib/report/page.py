@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from lib.config import Config
 from lib.files import written_whole
+from lib.numbers import number_text
 from lib.report.figures import COLOURS, DPI, HORIZONS
 from lib.report.results import DAYS_DRAWN, Results, load_results, make_figures
-from lib.report.text_tables import TITLES, print_results, score_text
+from lib.report.text_tables import MEASURED_NOTE, print_results, score_text, scores_of, titles_of
 from lib.run_folder import RunFolder, forecasts_scored
 
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # how such a file begins; width and height follow
 CSS_DPI = 96  # pixels of a style sheet in an inch
 VALUES_EMBEDDED = 2**21  # at most, of at most five characters each: the page stays below about 15 MB
 LARGEST_VALUE = 9999  # that a forecast is embedded as, so that four digits are kept
@@ -32,6 +34,7 @@ CAPTIONS = {
     "error_by_time_of_day": "MAE of the test split by the time of day of the forecast step.",
     "forecast_sensor": "What was forecast for one sensor some steps ahead, against what came.",
     "error_map": "MAE of each sensor over all horizons, on the road graph.",
+    "imputed": "Share of values that were filled in and not measured, by sensor and day (data/README.md).",
     "graphs": "Which sensors may attend to which, in the order of clusters of similar days, and of clusters by road.",
     "patch_positions": "Where the deformable patches read the input, against the regular patches they start from.",
     "kernels": "Mean magnitude of the taps of the large-kernel blocks, both branches summed. Taps beyond the grey "
@@ -77,6 +80,7 @@ const left = 60, right = 950, top_ = 15, bottom = 300;
 const x = step => left + (right - left) * step / Math.max(1, data.steps - 1);
 const value = (series, step) => data.values[picker.selectedIndex][series][step - data.series[series].offset];
 const flow = (series, step) => value(series, step) / data.scale;
+const decimals = Math.max(1, Math.round(Math.log10(data.scale)));  // those that are embedded
 
 function add(name, attributes, text) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -130,7 +134,7 @@ function draw() {
   const step = Number(time.value);
   add("line", {class: "cursor", x1: x(step), x2: x(step), y1: top_, y2: bottom});
   readout.textContent = when(step) + ": " + shown.map(series => data.series[series].name + " " +
-    ((value(series, step) ?? null) === null ? "-" : flow(series, step).toFixed(1))).join(", ");
+    ((value(series, step) ?? null) === null ? "-" : flow(series, step).toFixed(decimals))).join(", ");
   const name = picker.selectedOptions[0].textContent;
   drawing.setAttribute("aria-label", "forecast against truth, " + name);
   drawing.dataset.sensor = picker.value;
@@ -165,7 +169,7 @@ def make_report(
     fields = sorted(folder.figures.glob("erf_*.png"))  # made by erf_conv.py, when asked
     text = page_of(load_results(folder, config), [*figures, *fields], days, first_day)
     with written_whole(folder.page) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name need not be text
     return [*figures, folder.page]
 
 
@@ -232,8 +236,10 @@ def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]
     )
 
 
-def _score_row(name: str, scores: Mapping[str, float | None]) -> list[str]:
-    return [name, *(score_text(scores[metric]) for metric in TITLES)]
+def _score_table(caption: str, first_column: str, rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    titles = titles_of(rows.values())
+    lines = [[name, *(score_text(scores.get(metric)) for metric in titles)] for name, scores in rows.items()]
+    return _table(caption, (first_column, *titles.values()), lines)
 
 
 def _results(results: Results) -> str:
@@ -249,17 +255,20 @@ def _results(results: Results) -> str:
         "test samples": f"{metrics['test_set']['samples']:,}",
         "sensors": results.config.data.num_of_vertices,
     }
-    overall = [_score_row(name, scores["overall"]) for name, scores in forecasts_scored(metrics).items()]
-    steps = enumerate(metrics["test"]["by_horizon"], start=1)
-    by_horizon = [_score_row(f"{step * results.minutes:g} min", scores) for step, scores in steps]
+    test = metrics["test"]
+    overall = {name: scores_of(scores) for name, scores in forecasts_scored(metrics).items()}
+    steps = range(1, len(test["by_horizon"]) + 1)
+    by_horizon = {f"{step * results.minutes:g} min": scores_of(test, step) for step in steps}
+    note = f" {MEASURED_NOTE}" if "measured" in test else ""
     errors = results.sensor_errors()
     ranked = [sensor for sensor in np.argsort(-errors, kind="stable") if np.isfinite(errors[sensor])]
-    worst = [(results.sensor_name(sensor), f"{errors[sensor]:.3f}") for sensor in ranked[:5]]
+    worst = [(results.sensor_name(sensor), score_text(errors[sensor])) for sensor in ranked[:5]]
     return (
         _table("This run", ("", ""), facts.items(), "text")
-        + f"<p>Errors on the test split; MAE and RMSE in {escape(results.unit)}. MAPE leaves out targets of 0.</p>"
-        + _table("All horizons together", ("forecast", *TITLES.values()), overall)
-        + _table(f"{metrics['label']} by horizon", ("horizon", *TITLES.values()), by_horizon)
+        + f"<p>Errors on the test split; MAE and RMSE in {escape(results.unit)}. MAPE leaves out targets of 0."
+        + f"{escape(note)}</p>"
+        + _score_table("All horizons together", "forecast", overall)
+        + _score_table(f"{metrics['label']} by horizon", "horizon", by_horizon)
         + _table("Sensors of greatest error", ("sensor", "MAE"), worst)
     )
 
@@ -310,6 +319,9 @@ def _files(folder: RunFolder) -> str:
 def _figure(path: Path) -> str:
     caption = next((text for name, text in CAPTIONS.items() if path.stem.startswith(name)), path.stem)
     content = path.read_bytes()
+    if not content.startswith(PNG):
+        print(f"figure {path.stem} left out: found a damaged file, expected PNG")
+        return ""
     # The header of a PNG holds width and height; letters are then of one size in all figures.
     width, height = (round(pixels * CSS_DPI / DPI) for pixels in struct.unpack(">2I", content[16:24]))
     image = b64encode(content).decode()
@@ -344,7 +356,7 @@ def forecasts_embedded(results: Results, days: int, first_day: int) -> dict[str,
     scale = 10.0 ** math.floor(math.log10(LARGEST_VALUE / peak)) if peak > 0 else 1.0
     whole = [_whole_numbers(part.T.astype(np.float64) * scale) for part in (truth, *ahead)]
     names = [("truth", 0), *((f"{horizon * results.minutes:g} min ahead", horizon - 1) for horizon in horizons)]
-    start, first = results.config.data.start, int(results.label_starts[drawn.start])
+    start, first = results.start, int(results.label_starts[drawn.start])
     epoch = datetime(1970, 1, 1)
     return {
         "sensors": sensors.tolist(),
@@ -369,7 +381,7 @@ def _explorer(results: Results, days: int, first_day: int) -> str:
     errors = results.sensor_errors()
     options = "".join(
         f'<option value="{sensor}">{escape(results.sensor_name(sensor))}, '
-        f"{'no truth' if np.isnan(errors[sensor]) else f'MAE {errors[sensor]:.2f}'}</option>"
+        f"{'no truth' if np.isnan(errors[sensor]) else f'MAE {number_text(errors[sensor], 2)}'}</option>"
         for sensor in content["sensors"]
     )
     switches = "".join(

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,26 @@ from typing import Any
 import numpy as np
 
 from lib.baselines import BASELINES
-from lib.config import load_config
+from lib.config import Config, load_config
 from lib.errors import InputError
 from lib.experiments import Experiment, experiments_of
 from lib.interface import Variants
 from lib.metrics import Scores
+from lib.numbers import decimals_for
 from lib.run_folder import METRICS, RunFolder
 
 SCORES = ("mae", "rmse", "mape")
 HORIZONS = (3, 6, 12)  # steps ahead of the second table
-# Footnotes: how a row's MAE and RMSE count targets of 0. MAPE leaves them out everywhere.
-COUNTINGS = {"yes": "a", "no": "b", "not stated": "c"}
+DECIMALS, CSV_DECIMALS = 2, 4  # of a score from 1 on; smaller ones have as many significant digits
+# Footnotes: which targets a row's MAE and RMSE count. MAPE leaves targets of 0 out everywhere.
+COUNTINGS = {"yes": "a", "no": "b", "not stated": "c", "measured": "d"}
 FOOTNOTES = {
     "a": "MAE and RMSE count targets of 0, as the paper's code does",
     "b": "MAE and RMSE leave targets of 0 out, as most other papers do",
     "c": "the source does not say whether MAE and RMSE count targets of 0",
+    "d": "measured targets alone: those that the source of the data filled in are left out, and targets of 0 count",
 }
+OWN_COUNTINGS = {"yes": SCORES, "no": ("mae_nonzero", "rmse_nonzero", "mape"), "measured": SCORES}
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Row:
     Attributes:
         model: its name, or that of a baseline.
         dataset: name of the data set.
-        zeros: `yes`, `no` or `not stated`: whether MAE and RMSE count targets of 0.
+        zeros: which targets MAE and RMSE count, a key of `COUNTINGS`: with those of 0 (`yes`), without (`no`), one of
+            these (`not stated`), or the measured ones alone, with those of 0 (`measured`).
         seeds: number of runs behind the means; None for results from elsewhere and for baselines.
         scores: mean and, of several runs, standard deviation by name; empty where nothing was measured.
         source: who reports it; empty for what was measured here.
@@ -58,8 +63,21 @@ class Collection:
     left_out: list[str]
 
 
-def read_published(path: Path, datasets: Sequence[str]) -> list[Row]:
-    """Read the results that other papers report.
+def published_split(config: Config) -> str | None:
+    """Return what published.csv calls the split of papers that have a configuration's targets; None: none has them."""
+    if config.data.num_for_predict != config.data.points_per_hour:
+        return None
+    if config.data.split == "windows":
+        return "all windows of one hour"
+    return "samples with a whole week" if config.training.num_of_weeks == 1 else None
+
+
+def read_published(path: Path, splits: Mapping[str, str | None]) -> list[Row]:
+    """Read the results that other papers report on the same targets as ours.
+
+    Args:
+        path: of the table.
+        splits: of each data set, as `published_split` has it.
 
     Raises:
         InputError: the file is missing, or a row does not have the columns it should.
@@ -74,25 +92,28 @@ def read_published(path: Path, datasets: Sequence[str]) -> list[Row]:
                     }
                     row = Row(entry["model"], entry["dataset"], entry["zeros_in_mae"], None, scores, entry["source"])
                     COUNTINGS[row.zeros]
+                    split = entry["split"]
                 except (KeyError, TypeError, ValueError) as error:
                     raise InputError(
                         f"{path} row {line}: found no valid {error}, expected a published result"
                     ) from None
-                if row.dataset in datasets:
+                if splits.get(row.dataset) == split:
                     rows.append(row)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     return rows
 
 
-def collect(config_path: Path, experiments: Path, variants: Variants) -> Collection:
+def collect(config_path: Path, experiments: Path, variants: Variants, changes: Sequence[str] = ()) -> Collection:
     """Collect the finished runs of a data set that were made by its configuration and a recipe, and the baselines.
+
+    Each of the changes, `Section.key=value`, goes over the configuration.
 
     Of the settings, the seed and what [Runtime] says beside precision may differ (`Config.experiment`). A run that
     differs in anything else, was tested on other targets than the first that counts, or repeats a seed, is left out,
     and it is said.
     """
-    base = load_config(config_path, variants)
+    base = load_config(config_path, variants, changes)
     dataset = base.data.dataset_name
     found, repeated = experiments_of(
         [RunFolder(path.parent) for path in sorted((experiments / dataset).glob(f"*/{METRICS}"))], variants
@@ -104,7 +125,7 @@ def collect(config_path: Path, experiments: Path, variants: Variants) -> Collect
     }
     test_set: tuple[str, RunFolder] | None = None
     for experiment in found:
-        fault = _other_settings(experiment, config_path, variants)
+        fault = _other_settings(experiment, config_path, variants, changes)
         for folder in experiment.runs.values():
             metrics = folder.read_metrics()
             fingerprint = metrics["test_set"]["fingerprint"]
@@ -130,12 +151,14 @@ def collect(config_path: Path, experiments: Path, variants: Variants) -> Collect
     return Collection(rows, by_horizon, left_out)
 
 
-def _other_settings(experiment: Experiment, config_path: Path, variants: Variants) -> str | None:
+def _other_settings(
+    experiment: Experiment, config_path: Path, variants: Variants, changes: Sequence[str]
+) -> str | None:
     """Return in what an experiment is not its recipe over a configuration; None where it is."""
     differing, recipe = experiment.differing, experiment.recipe
     if not differing:
         try:
-            differing = experiment.config.differences(load_config(config_path, variants, recipe.overrides))
+            differing = experiment.config.differences(load_config(config_path, variants, [*recipe.overrides, *changes]))
         except InputError as error:
             return f"recipe {recipe.name} does not go with {config_path.name}: {str(error).splitlines()[0]}"
     return f"{differing[0]}, not as in {config_path.name} with recipe {recipe.name}" if differing else None
@@ -144,16 +167,22 @@ def _other_settings(experiment: Experiment, config_path: Path, variants: Variant
 def _rows(
     groups: dict[str, list[dict[str, Any]]], dataset: str, select: Callable[[dict[str, Any]], Scores]
 ) -> list[Row]:
-    """Return two rows for each baseline and label: with targets of 0 counted, and left out."""
+    """Return two rows for each baseline and label, with targets of 0 and without, and of measured targets if known."""
+    # The baselines of all runs are the same, but earlier versions did not score measured targets.
+    all_runs = sorted((run for runs in groups.values() for run in runs), key=lambda run: "measured" in run["test"])
+    baselines = {name: scores for run in all_runs for name, scores in run["baselines"].items()}
+    contents: list[tuple[str, int | None, list[Any]]]
+    contents = [(name, None, [baselines[name]]) for name in BASELINES if name in baselines]
+    contents += [(label, len(runs), [run["test"] for run in runs]) for label, runs in groups.items()]
     rows = []
-    baselines = {name: scores for runs in groups.values() for run in runs for name, scores in run["baselines"].items()}
-    for zeros, names in (("yes", SCORES), ("no", ("mae_nonzero", "rmse_nonzero", "mape"))):
-        for name in (name for name in BASELINES if name in baselines):
-            scores = _means([select(baselines[name])], names)
-            rows.append(Row(name, dataset, zeros, None, scores, ""))
-        for label, runs in groups.items():
-            scores = _means([select(run["test"]) for run in runs], names)
-            rows.append(Row(label, dataset, zeros, len(runs), scores, ""))
+    for zeros, names in OWN_COUNTINGS.items():
+        for name, seeds, scores in contents:
+            counted = scores
+            if zeros == "measured":
+                counted = [measured for each in scores if (measured := each.get("measured")) is not None]
+                if not counted or len(counted) < len(scores):
+                    continue
+            rows.append(Row(name, dataset, zeros, seeds, _means([select(each) for each in counted], names), ""))
     return rows
 
 
@@ -212,10 +241,14 @@ def _seeds(runs: Sequence[int]) -> str:
 
 def _cell(score: tuple[float, float | None], best: float, bold: str, style: str) -> str:
     mean, deviation = score
-    text = bold.format(f"{mean:.2f}") if mean == best else f"{mean:.2f}"
+    decimals = decimals_for(mean, DECIMALS)
+    text = f"{mean:.{decimals}f}"
+    if mean == best:
+        text = bold.format(text)
     if deviation is None:
         return text
-    return f"{text} ± {deviation:.2f}" if style == "md" else rf"{text} $\pm$ {deviation:.2f}"
+    sign = "±" if style == "md" else r"$\pm$"
+    return f"{text} {sign} {deviation:.{decimals}f}"
 
 
 def _render_csv(rows: list[Row]) -> str:
@@ -224,9 +257,12 @@ def _render_csv(rows: list[Row]) -> str:
     deviations = [f"{score}_sd" for score in SCORES]
     writer.writerow(["dataset", "model", "seeds", *SCORES, *deviations, "zeros_in_mae", "source"])
     for row in rows:
-        means = [f"{row.scores[score][0]:.4f}" if score in row.scores else "" for score in SCORES]
-        spread = [row.scores.get(score, (0.0, None))[1] for score in SCORES]
-        deviations = ["" if deviation is None else f"{deviation:.4f}" for deviation in spread]
+        scores = [row.scores.get(score, (None, None)) for score in SCORES]
+        decimals = [decimals_for(mean or 0.0, CSV_DECIMALS) for mean, _ in scores]
+        means, deviations = (
+            ["" if value is None else f"{value:.{digits}f}" for value, digits in zip(values, decimals, strict=True)]
+            for values in zip(*scores, strict=True)
+        )
         seeds = "" if row.seeds is None else row.seeds
         writer.writerow([row.dataset, row.model, seeds, *means, *deviations, row.zeros, row.source])
     return text.getvalue()

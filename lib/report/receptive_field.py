@@ -11,6 +11,7 @@ what the norm's weights differ from each other by: look at the layer before it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lib.data.windows import Windows
 from lib.errors import InputError
 from lib.files import save_npz
 from lib.interface import Inputs
-from lib.report.figures import receptive_field_map, save_figure
+from lib.report.figures import draw_figure, receptive_field_map
 from lib.run_folder import RunFolder
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)  # shares of the contribution, those of RepLKNet's table
@@ -259,7 +260,8 @@ def save_receptive_field(
         compressed=True,
     )
     patch_len = len(offsets) // field.tokens
-    figure = receptive_field_map(
+    draw = partial(
+        receptive_field_map,
         picture,
         DECADES,
         sensors=field.sensors if field.sees_others else None,
@@ -268,9 +270,8 @@ def save_receptive_field(
         token_steps=(field.token * patch_len, (field.token + 1) * patch_len),
         title=f"Effective receptive field of {field.layer} at {_where(field)}",
     )
-    drawn = folder.figures / f"{path.stem}.png"
-    save_figure(figure, drawn)
-    return [path, drawn, drawn.with_suffix(".pdf")]
+    drawn = draw_figure(draw, folder.figures / f"{path.stem}.png")
+    return [path, *drawn, *(figure.with_suffix(".pdf") for figure in drawn)]
 
 
 def _where(field: ReceptiveField) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,25 @@ from numpy.typing import NDArray
 
 from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config
-from lib.data.dtw import load_dtw
 from lib.data.graphs import Links, adjacency_matrix, hop_distances, topology_mask
-from lib.data.prepared import load_prepared
-from lib.data.preparing import links_for, wanted_record, window_shape
+from lib.data.prepared import Prepared
+from lib.data.preparing import distance_of, links_for, origin, prepared_of, window_shape
+from lib.data.windowing import nearest_time
 from lib.errors import InputError
 from lib.files import load_npz
 from lib.metrics import absolute_errors, mean_or_nan
 from lib.report.figures import (
     clustered_order,
+    draw_figure,
     error_by_horizon,
     error_by_time_of_day,
     error_map,
     forecast_against_truth,
     graph_matrices,
+    imputed_days,
     kernel_profiles,
     patch_displacement,
     road_layout,
-    save_figure,
     training_curve,
 )
 from lib.report.text_tables import flow_unit
@@ -70,6 +73,12 @@ class Results:
         """The length of a time step in minutes."""
         return 60 / self.config.data.points_per_hour
 
+    @property
+    def start(self) -> datetime | None:
+        """The time of the series' first step, where it is known."""
+        data = self.config.data
+        return None if data.start is None else nearest_time(data.start, data.points_per_hour)
+
     def sensor_errors(self) -> NDArray[np.float64]:
         """Return the MAE of each sensor over all samples and horizons, (N,); NaN where all its targets are missing."""
         return mean_or_nan(*absolute_errors(self.forecast, self.target, (0, 2)))
@@ -108,7 +117,7 @@ def load_results(folder: RunFolder, config: Config) -> Results:
         if predictions[name].shape != expected:
             raise InputError(f"{place}: found shape {predictions[name].shape}, expected {expected}")
         wrong = ~np.isfinite(predictions[name])
-        if name == "target" and config.data.missing != "error":
+        if name == "target" and (config.data.missing != "error" or config.data.imputed == "missing"):
             wrong &= ~np.isnan(predictions[name])
         if wrong.any():
             raise InputError(f"{place}: found values that are not finite, expected numbers only")
@@ -138,7 +147,7 @@ def make_figures(
 ) -> list[Path]:
     """Draw the figures of a run from its files, and return their paths.
 
-    A figure whose files are missing is left out, and it is said.
+    A figure whose files are missing, or which fails, is left out, and it is said.
 
     Args:
         folder: of the finished run.
@@ -151,7 +160,7 @@ def make_figures(
         InputError: there is no such sensor or day, or a file that every run writes is missing or damaged.
     """
     results = load_results(folder, config)
-    unit, minutes, start = results.unit, results.minutes, config.data.start
+    unit, minutes, start = results.unit, results.minutes, results.start
     drawn = results.days(days, first_day)
     number = config.data.num_of_vertices
     errors = results.sensor_errors()
@@ -159,16 +168,8 @@ def make_figures(
         if not 0 <= sensor < number:
             raise InputError(f"--sensors: found {sensor}, expected positions 0..{number - 1}")
 
-    figures: dict[str, Figure] = {}
-    if results.history:
-        figures["training_curve"] = training_curve(results.history, unit)
-    by_horizon = {name: scores["by_horizon"] for name, scores in forecasts_scored(results.metrics).items()}
-    figures["error_by_horizon"] = error_by_horizon(by_horizon, minutes, unit)
-    by_time = mae_by_time_of_day(results.forecast, results.target, results.label_starts, config.data.steps_per_day)
-    figures["error_by_time_of_day"] = error_by_time_of_day(by_time, minutes, unit, start)
-    median = np.argsort(errors)[np.isfinite(errors).sum() // 2]  # NaN comes last
-    for sensor in sensors or [int(median)]:
-        figures[f"forecast_sensor{sensor}"] = forecast_against_truth(
+    def forecast_of(sensor: int) -> Figure:
+        return forecast_against_truth(
             results.forecast[drawn, sensor],
             results.target[drawn, sensor],
             results.label_starts[drawn],
@@ -177,23 +178,23 @@ def make_figures(
             minutes,
             start,
         )
-    by_need: dict[str, Callable[[Results], Figure | None]] = {"error_map": _error_map}
-    if config.variant.sees_other_sensors:
-        by_need["graphs"] = _graph_matrices
-    if config.variant.has_encoder:
-        by_need |= {"patch_positions": _patch_displacement, "kernels": _kernel_profiles}
-    for name, draw in by_need.items():
-        try:
-            figure = draw(results)
-        except InputError as error:
-            print(f"figure {name} left out: {error}")
-        else:
-            figures.update({name: figure} if figure else {})
 
-    paths = [folder.figures / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        save_figure(figure, path)
-    return paths
+    by_horizon = {name: scores["by_horizon"] for name, scores in forecasts_scored(results.metrics).items()}
+    by_time = mae_by_time_of_day(results.forecast, results.target, results.label_starts, config.data.steps_per_day)
+    median = np.argsort(errors)[np.isfinite(errors).sum() // 2]  # NaN comes last
+    figures: dict[str, Callable[[], Figure | None]] = {}
+    if results.history:
+        figures["training_curve"] = partial(training_curve, results.history, unit)
+    figures["error_by_horizon"] = partial(error_by_horizon, by_horizon, minutes, unit)
+    figures["error_by_time_of_day"] = partial(error_by_time_of_day, by_time, minutes, unit, start)
+    figures |= {f"forecast_sensor{sensor}": partial(forecast_of, sensor) for sensor in sensors or [int(median)]}
+    figures |= {"error_map": partial(_error_map, results), "imputed": partial(_imputed_days, results)}
+    if config.variant.sees_other_sensors:
+        figures["graphs"] = partial(_graph_matrices, results)
+    if config.variant.has_encoder:
+        figures["patch_positions"] = partial(_patch_displacement, results)
+        figures["kernels"] = partial(_kernel_profiles, results)
+    return [path for name, draw in figures.items() for path in draw_figure(draw, folder.figures / f"{name}.png")]
 
 
 def _own_links(results: Results) -> tuple[Links, NDArray[np.float64]]:
@@ -206,7 +207,9 @@ def _own_links(results: Results) -> tuple[Links, NDArray[np.float64]]:
     links = links_for(config)
     hops = hop_distances(adjacency_matrix(links, config.data.num_of_vertices))
     mask = results.checkpoint["graphs"]["topology"].numpy()
-    if config.graph.topology == "hops" and not np.array_equal(topology_mask(hops, config.graph.hops), mask):
+    other_mask = config.graph.topology == "hops" and not np.array_equal(topology_mask(hops, config.graph.hops), mask)
+    own = origin(config, links)["links"]
+    if other_mask or results.checkpoint["made_from"].get("links", own) != own:
         raise InputError(f"{path}: found other links than the run was made with, expected the same file")
     return links, hops
 
@@ -218,12 +221,30 @@ def _own_distance(results: Results) -> NDArray[np.float64]:
         InputError: there is no such file, or it was made otherwise or of another series.
     """
     config = results.config
-    matrix, record = load_dtw(config.dtw_path, config.dtw_record_path, config.data.num_of_vertices)
-    prepared = load_prepared(config.prepared_path)
-    same_series = prepared.source_fingerprint == results.checkpoint["data_fingerprint"]
-    if record != wanted_record(config, prepared) or not same_series:
-        raise InputError(f"{config.dtw_path}: found the distances of {record}, expected those of the run's series")
-    return matrix
+    return distance_of(config, _own_prepared(results))
+
+
+def _own_prepared(results: Results) -> Prepared:
+    """Return the prepared series of the run.
+
+    Raises:
+        InputError: there is no such file, or it is of another series.
+    """
+    prepared = prepared_of(results.config)
+    if prepared.made_from["series"] != results.checkpoint["made_from"]["series"]:
+        raise InputError(f"{results.config.prepared_path}: found another series than the run was made with")
+    return prepared
+
+
+def _imputed_days(results: Results) -> Figure | None:
+    """Draw the imputed values of the run's series; nothing where there are none."""
+    prepared = _own_prepared(results)
+    if prepared.imputed is None:
+        return None
+    steps = results.config.data.steps_per_day
+    days = len(prepared.imputed) // steps
+    share = prepared.imputed[: days * steps].reshape(days, steps, -1).mean(axis=1).T
+    return imputed_days(share, results.start)
 
 
 def _error_map(results: Results) -> Figure:

@@ -1,12 +1,13 @@
 """Tables as text: scores in Markdown, on the screen and in files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lib.config import Config
-from lib.metrics import SCORES
+from lib.numbers import decimals_for, number_text
 from lib.run_folder import forecasts_scored
 
+DECIMALS = 3  # of a score from 1 on; smaller ones have as many significant digits
 FLOW_UNIT = "vehicles / {minutes:g} min"
 TITLES = {
     "mae": "MAE",
@@ -15,20 +16,39 @@ TITLES = {
     "mae_nonzero": "MAE (no zeros)",
     "rmse_nonzero": "RMSE (no zeros)",
 }
+MEASURED = "mae_measured"  # in tables of a series where some targets are imputed
+MEASURED_NOTE = "Measured: targets that the source filled in are left out (data/README.md, Imputed values)."
 
 
 def score_text(value: float | tuple[float, float] | None) -> str:
     """Return a score, or its mean and standard deviation over several runs, as tables show it."""
     if isinstance(value, tuple):
-        return " ± ".join(map(score_text, value))
-    return "-" if value is None else f"{value:.3f}"
+        decimals = decimals_for(value[0], DECIMALS)
+        return " ± ".join(f"{part:.{decimals}f}" for part in value)
+    return "-" if value is None else number_text(value, DECIMALS)
+
+
+def titles_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the columns of a table of scores, with the MAE of measured targets where a row has one."""
+    return {**TITLES, MEASURED: "MAE (measured)"} if any(MEASURED in scores for scores in rows) else TITLES
 
 
 def table(rows: Mapping[str, Mapping[str, float | tuple[float, float] | None]], first_column: str) -> str:
     """Return a Markdown table of scores, a line a row."""
-    lines = [[first_column, *TITLES.values()]]
-    lines += [[name, *(score_text(scores[metric]) for metric in SCORES)] for name, scores in rows.items()]
+    titles = titles_of(rows.values())
+    lines = [[first_column, *titles.values()]]
+    lines += [[name, *(score_text(scores.get(metric)) for metric in titles)] for name, scores in rows.items()]
     return markdown_table(lines)
+
+
+def scores_of(content: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
+    """Return the scores of a forecast in metrics.json, overall or of one step, with the MAE of measured targets."""
+
+    def at(scores: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(scores["overall"] if step is None else scores["by_horizon"][step - 1])
+
+    measured = content.get("measured")
+    return at(content) | ({} if measured is None else {MEASURED: at(measured)["mae"]})
 
 
 def markdown_table(lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
@@ -48,8 +68,12 @@ def flow_unit(points_per_hour: int) -> str:
 def print_results(metrics: Mapping[str, Any], config: Config) -> None:
     """Print the model's scores by horizon, and the overall scores beside those of the baselines."""
     minutes, unit = 60 / config.data.points_per_hour, flow_unit(config.data.points_per_hour)
-    horizons = {f"{step * minutes:g} min": row for step, row in enumerate(metrics["test"]["by_horizon"], start=1)}
+    test = metrics["test"]
+    steps = range(1, len(test["by_horizon"]) + 1)
+    horizons = {f"{step * minutes:g} min": scores_of(test, step) for step in steps}
     print(f"\n{metrics['label']} on the test split, by horizon ({unit}):\n")
     print(table(horizons, "horizon"))
     print("\nAll horizons together:\n")
-    print(table({name: scores["overall"] for name, scores in forecasts_scored(metrics).items()}, "forecast"))
+    print(table({name: scores_of(scores) for name, scores in forecasts_scored(metrics).items()}, "forecast"))
+    if "measured" in test:
+        print(f"\n{MEASURED_NOTE}")
