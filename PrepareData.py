@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lib.command_line import ScriptParser
 from lib.config import load_config
+from lib.data.imputed import LEAST_SHARE
 from lib.data.prepared import Prepared
 from lib.data.preparing import links_for, make_prepared, sensor_names, series_for, unlinked_sensors
 from lib.data.sensor_tables import is_table
@@ -22,7 +23,7 @@ EXAMPLES = """examples:
   python PrepareData.py --config configurations/DEMO.conf --materialize /tmp/DEMO_windows.npz
 """
 NAMES_SHOWN = 10
-LEAST_SHARE = 0.01  # of its values, for a sensor to be counted as imputed
+IMPUTED = {"keep": "scored with them and without", "missing": "left out of loss and scores"}
 
 
 def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None) -> list[str]:
@@ -40,10 +41,10 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
             f"validation, {targets[2]} of test"
         )
     if prepared.imputed is not None:
-        share = prepared.imputed.mean(axis=0)  # of each sensor
+        share, rule = prepared.imputed.mean(axis=0), prepared.made_from["Data.imputed"]  # share of each sensor
         lines.append(
             f"imputed: {100 * share.mean():.2f} % of the values repeat the week or the day before for two hours or "
-            f"more, at {np.count_nonzero(share > LEAST_SHARE)} sensors; kept, and scored apart ([Data] imputed)"
+            f"more, at {np.count_nonzero(share > LEAST_SHARE)} sensors; {IMPUTED[rule]} ([Data] imputed = {rule})"
         )
     zeros = np.count_nonzero(prepared.truth == 0)
     if zeros:

@@ -43,6 +43,8 @@ def main() -> None:
             raise InputError(f"--dataset: found '{name}', expected one of {', '.join(shipped)}{nearest(name, shipped)}")
 
     paths = arguments.config or [shipped[name] for name in arguments.dataset]
+    if arguments.experiments != EXPERIMENTS and not arguments.experiments.is_dir():
+        raise InputError(f"--experiments: found no folder {arguments.experiments}, expected that of the run folders")
     published_path = REPOSITORY_ROOT / "results" / "published.csv"
     if arguments.output is not None:
         check_writable(arguments.output, "--output", published_path, *paths)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.command_line import ScriptParser
+from lib.data.sensor_tables import is_table
 from lib.errors import InputError, run_script
 from lib.files import check_writable
 from lib.inference import (
@@ -82,6 +83,8 @@ def predict(
     if by_position and history.sensors != forecaster.sensors:
         pairs = f"{history.sensors[0]!r} for {forecaster.sensors[0]!r}, ..., {history.sensors[-1]!r} for "
         print(f"the columns of {source} are taken by position: {pairs}{forecaster.sensors[-1]!r}")
+    if not is_table(source) and forecaster.sensors != tuple(map(str, range(len(forecaster.sensors)))):
+        print(f"{source} has no names: its sensors are taken in the run's order, {forecaster.sensors[0]} first")
     if filled:
         print(f"filled {filled} of {inputs.size} input values, in gaps of at most {max_gap} steps")
 

@@ -154,7 +154,7 @@ def main() -> None:
         run = start_run(config, arguments.output, name, arguments.weights)
     print(f"run folder: {run.folder}")
     if arguments.test_only:
-        run.trainer.save_best()
+        run.trainer.skip()
         score_run(run)
     else:
         finish_run(run)

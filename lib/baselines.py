@@ -1,4 +1,4 @@
-"""Forecasts that need no network: what a model has to beat, on the targets it is scored on.
+"""Baselines: forecasts without a network, scored on the same targets as the models.
 
 A baseline is fitted on training rows, and its forecast of a sample sees nothing from the label start on. Where values
 are missing, means are over the observed ones, and forecasts start from the last observed value.
@@ -29,9 +29,8 @@ def targets(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int) -
     return _windows(prepared.truth, label_starts, np.arange(horizon))
 
 
-def last_value(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar) -> Forecast:
+def last_value(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, _calendar: Calendar) -> Forecast:
     """Repeat the last value before the forecast."""
-    del calendar
     return _windows(prepared.forward_filled, label_starts, np.full(horizon, -1))
 
 
@@ -100,17 +99,16 @@ def ridge(prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, cal
 
 
 def vector_autoregression(
-    prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, calendar: Calendar
+    prepared: Prepared, label_starts: NDArray[np.int64], horizon: int, _calendar: Calendar
 ) -> Forecast:
     """Regress the next step of all sensors linearly on the last three of all, with an L2 penalty, and iterate.
 
     x[t] = x[t-1] A_1 + x[t-2] A_2 + x[t-3] A_3 on values standardised by sensor (Lütkepohl 2005, New Introduction to
     Multiple Time Series Analysis, chapter 2; the penalty as in Hoerl and Kennard 1970). Mean, deviation and A are those
     of the training rows. A forecast stays within twice the largest deviation from the mean that the training rows have.
-    The penalty is chosen on every P-th validation sample, whose targets do not overlap. Where
-    targets of the fit are missing, they are forward-filled.
+    The penalty is chosen on every P-th validation sample, whose targets do not overlap. Where targets of the fit are
+    missing, they are forward-filled.
     """
-    del calendar
     rows, sensors = prepared.training_rows, prepared.flow.shape[1]
     lags = max(1, min(VAR_STEPS, rows - 1))
     filled = prepared.forward_filled
@@ -118,7 +116,7 @@ def vector_autoregression(
     deviation = filled[:rows].std(axis=0, dtype=np.float64)
     deviation[deviation == 0] = 1
     inputs = (filled - mean) / deviation
-    # An unstable law grows without end, and over a long horizon its forecasts would be infinite.
+    # An unstable autoregression grows without bound: over a long horizon its forecasts would be infinite.
     limit = 2 * np.abs(inputs[:rows]).max(axis=0)  # (N,)
 
     # The normal equations block by block, so that the inputs are never laid side by side for all rows.

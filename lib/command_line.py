@@ -1,4 +1,4 @@
-"""The command line of the scripts: the same looks for all, and wrong arguments told like any other wrong input."""
+"""The command line of the scripts: one layout of the help, and wrong arguments reported like other wrong input."""
 
 import argparse
 from typing import NoReturn

@@ -33,6 +33,7 @@ from lib.ini import (
     Switch,
     Threads,
     Threshold,
+    divisors,
     kind_of,
     meaning_of,
     one_of,
@@ -88,7 +89,8 @@ class DataConfig:
         "a number, or negative_is_missing: these are too",
     ] = "error"
     imputed: Annotated[
-        Literal["keep", "missing"], "values that PeMS filled in: keep them, as papers do, or count them as missing"
+        Literal["keep", "missing"],
+        "targets that PeMS filled in: keep them, as papers do, or count them as missing in loss and scores",
     ] = "keep"
     split: Annotated[
         Literal["samples", "windows"],
@@ -219,9 +221,9 @@ class Config:
     def experiment(self) -> "Config":
         """What makes two runs the same experiment: all settings but the seed, where files lie, and most of [Runtime].
 
-        Of [Runtime] the precision counts. The rest says where and how fast a run is computed; it changes rounding at
-        most. Of a file its name counts and not its folder. Two runs of one experiment differ by their seeds; resuming,
-        comparing and tabulating all go by this.
+        Of [Runtime] only the precision counts. The rest says where and how fast a run is computed; at most it changes
+        rounding and which values dropout draws. Of a file the name counts, not the folder. Two runs of one experiment
+        differ by their seeds; resuming, comparing and tabulating all go by this.
         """
         return replace(
             self,
@@ -290,11 +292,6 @@ def _sizes(data: DataConfig, training: TrainingConfig) -> Sizes:
 
 
 # ------------------------------------------------------------------------------- settings that must fit together
-
-
-def divisors(number: int) -> str:
-    """Return the divisors of a number, for a message."""
-    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
 
 
 def _heads_split_channels(nb_head: int, d_model: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Faults that lie with the input, told to the person at the keyboard, and how a script ends on one."""
+"""Errors in what the user gave, and how a script ends on one."""
 
 import sys
 from collections.abc import Callable, Iterable

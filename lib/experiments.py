@@ -60,7 +60,7 @@ def read_recipes() -> list[Recipe]:
 def recipe_of(config: Config, recipes: Sequence[Recipe]) -> tuple[Recipe, list[str]]:
     """Return the recipe that a run was made by, or else the nearest of its variant, and the settings that differ.
 
-    Of several that fit, it is the one that says most.
+    Of several that fit, it is the one with the most settings.
     """
     variant = config.variant.name
     own = [recipe for recipe in recipes if recipe.texts.get(VARIANT) == variant] or [
@@ -79,7 +79,7 @@ class Experiment:
     """Finished runs that differ by their seed alone.
 
     Attributes:
-        config: the settings, seed 0.
+        config: the settings, with seed 0.
         recipe: what they were made by, or else the nearest.
         differing: the settings that are not those of the recipe, each as `Section.key value`.
         runs: the folder of each seed.

@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing is lost: whole or not at all, never a pickle, inputs with fingerprints."""
+"""Reading and writing files: whole or not at all, and never a pickle. Inputs are identified by fingerprints."""
 
 import errno
 import hashlib
@@ -20,7 +20,7 @@ REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
 
 def printable(text: str) -> str:
-    """Return text from a file for a message: what a terminal acts on, and line breaks, as Python writes them, `\\n`."""
+    """Return text from a file for a message, with control characters and line breaks escaped as in Python, `\\n`."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

@@ -1,4 +1,4 @@
-"""Forecasts with a trained run: its checkpoint alone, the last steps of a file, gaps filled by a stated rule."""
+"""Forecasting with a trained run, from its checkpoint alone and the last steps of a file."""
 
 import csv
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config, DataConfig, parse_config
-from lib.data.imputed import causal_flags, imputed_values
+from lib.data.imputed import causal_flags
 from lib.data.preparing import window_shape
 from lib.data.profile import DECAY, historical_profile
 from lib.data.sensor_tables import check_sensor_count, grid_steps, is_table, read_table, start_time
@@ -72,12 +72,10 @@ class Forecaster:
 
     @property
     def steps_useful(self) -> int | None:
-        """The number of steps before the forecast that tell more, None for all that there are."""
+        """The number of steps before the forecast that are of use; None: all that there are."""
         if self.config.needs.carried_profile:
             return None
         week_and_more = 8 * self.config.data.steps_per_day
-        if self.config.data.imputed == "missing":
-            return self.steps_needed + week_and_more
         return max(self.steps_needed, week_and_more if self.config.needs.imputed else 0)
 
 
@@ -176,11 +174,9 @@ def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_posit
 
 
 def _checked(history: History, data: DataConfig) -> History:
-    """Return a history with NaN where the flow is missing by [Data] missing and imputed, and refuse negative flows."""
+    """Return a history with NaN where the flow is missing by [Data] missing, and refuse negative flows."""
     rule = data.missing
     history.flow[missing_values(history.flow, rule)] = np.nan
-    if data.imputed == "missing":
-        history.flow[imputed_values(history.flow.astype(np.float32), Calendar(data.steps_per_day))] = np.nan
     way_out = "leave the cells empty, or NaN in an archive"
     try:
         refuse_negative(history.flow, rule, history.sensors.__getitem__, history.label, way_out)
@@ -255,7 +251,7 @@ def model_inputs(history: History, offsets: NDArray[np.int64], max_gap: int) -> 
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
-    """What is known of the steps to forecast beside the input windows, in vehicles a step.
+    """What is known of the steps to forecast beside the input window, in vehicles a step.
 
     Attributes:
         step_of_week: of the first step to forecast.
@@ -311,8 +307,8 @@ def _carried_profile(forecaster: Forecaster, history: History, calendar: Calenda
     unknown = np.full((horizon, history.flow.shape[1]), np.nan)
     flow = np.concatenate([history.flow, unknown]).astype(np.float32)
     shifted = Calendar(calendar.steps_per_day, calendar.step_of_week(history.first_step))
-    middle = float(forecaster.scaling.to_raw(np.zeros(1))[0])
-    return historical_profile(flow, len(history.flow), shifted, middle, DECAY).series[-(hour + horizon) :]
+    profile = historical_profile(flow, len(history.flow), shifted, forecaster.scaling.middle, DECAY)
+    return profile.series[-(hour + horizon) :]
 
 
 @torch.no_grad()

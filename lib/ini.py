@@ -31,7 +31,7 @@ Name = tuple[str, str]  # section and key
 
 @dataclass(frozen=True)
 class Kind:
-    """How a value is read from text and written to it, which values are valid, and how a message calls them."""
+    """How a value is read from text and written to it, which values are valid, and what messages call them."""
 
     expected: str
     read: Callable[[str], Any]
@@ -77,6 +77,11 @@ def one_of(choices: Iterable[str]) -> Kind:
     return Kind(f"one of {', '.join(choices)}", str, lambda value: value in choices, choices=choices)
 
 
+def divisors(number: int) -> str:
+    """Return the divisors of a number, for a message."""
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+
+
 def meaning_of(annotation: Any) -> str:
     """Return what a field means, the text in its annotation."""
     return next((item for item in getattr(annotation, "__metadata__", ()) if isinstance(item, str)), "")
@@ -105,7 +110,7 @@ def _read_switch(text: str) -> bool:
 Count = Annotated[int, Kind("an integer of at least 1", int, lambda value: value >= 1)]
 CountOrZero = Annotated[int, Kind("an integer of at least 0", int, lambda value: value >= 0)]
 OddCount = Annotated[int, Kind("an odd integer of at least 1", int, lambda value: value >= 1 and value % 2 == 1)]
-# Beyond these limits lie slips of the pen only, and lists of millions of windows, or threads that cannot be made.
+# Larger values are typing errors. They would make lists of millions of windows, or more threads than there can be.
 Horizon = Annotated[int, Kind("an integer from 1 to 10000", int, lambda value: 1 <= value <= 10000)]
 Segments = Annotated[int, Kind("an integer from 0 to 1000", int, lambda value: 0 <= value <= 1000)]
 Threads = Annotated[int, Kind("an integer from 0 to 1024", int, lambda value: 0 <= value <= 1024)]
@@ -117,15 +122,6 @@ NumberOrZero = Annotated[float, Kind("a number of at least 0", float, lambda val
 DropoutRate = Annotated[float, Kind("a number of at least 0 and below 1", float, lambda value: 0 <= value < 1)]
 Threshold = Annotated[float, Kind("a number above 0 and at most 1", float, lambda value: 0 < value <= 1)]
 Switch = Annotated[bool, Kind("on or off", _read_switch, write=lambda value: "on" if value else "off")]
-OddKernels = Annotated[
-    tuple[int, ...],
-    Kind(
-        "odd integers of at least 3, separated by spaces",
-        lambda text: tuple(int(item) for item in text.replace(",", " ").split()),
-        lambda value: len(value) > 0 and all(size >= 3 and size % 2 == 1 for size in value),
-        lambda value: " ".join(map(str, value)),
-    ),
-]
 FolderName = Annotated[  # it becomes part of file and folder names
     str,
     Kind(

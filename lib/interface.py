@@ -1,4 +1,4 @@
-"""What the rest of `lib` and the networks agree on: what a network is given, what it is built from, and its record.
+"""The interface of `lib` and the networks: the inputs of a network, what it is built from, and the record of a variant.
 
 A network is an `nn.Module` built by `network(graphs, sizes, settings)`. Called with `Inputs` it returns the scaled
 forecast (B, N, P): under teacher forcing where `inputs.teacher` is given, else on its own (the rollout). In training
@@ -135,14 +135,14 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """All there is to say of one variant of the network. Its place in `model.variants.VARIANTS` is that in tables.
+    """One variant of the network. Tables list the variants in the order of `model.variants.VARIANTS`.
 
     Attributes:
         name: [Model] variant.
         label: what tables and pages call it.
         network: builds it from graphs, sizes and its own settings.
         settings: the frozen dataclass of its own settings in [Model], each field `Annotated[kind, meaning]`.
-        faults: says what is wrong with its settings on some sizes, by key: what was found and expected.
+        faults: returns what is wrong with its settings under some sizes, by key: what was found and expected.
         graph_rules: what `auto` in [Graph] stands for, by key.
         needs: what it asks for beside the series, by its settings.
         sees_other_sensors: whether the forecast of a sensor depends on others.

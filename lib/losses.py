@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
-HUBER_DELTA = 0.05  # scaled units, of which the range of flow is 2: from there on errors count by their size
+HUBER_DELTA = 0.05  # in scaled units, where the flow has a range of 2; larger errors count linearly
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mae": F.l1_loss,

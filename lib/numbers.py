@@ -1,4 +1,4 @@
-"""Numbers as text, with significant digits kept: a flow near 0.003 is as good a flow as one near 300."""
+"""Numbers as text. Significant digits are kept: a flow near 0.003 is as good a flow as one near 300."""
 
 import math
 

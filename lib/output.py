@@ -1,4 +1,4 @@
-"""What scripts print: it never raises for a terminal that cannot show a letter, nor for a pipe that is closed."""
+"""Output of the scripts. It never raises: not for a letter that the terminal cannot show, nor for a closed pipe."""
 
 import codecs
 import io
@@ -19,7 +19,7 @@ codecs.register_error("plain", _plain)
 
 
 class _Descriptor(io.FileIO):
-    """A descriptor of the process, which drops what nobody reads any more: the work goes on, and its files are kept."""
+    """A file descriptor that drops what is written to a closed pipe, so that the script goes on to write its files."""
 
     def write(self, data: object) -> int:
         with suppress(BrokenPipeError):
@@ -28,7 +28,7 @@ class _Descriptor(io.FileIO):
 
 
 def make_output_safe() -> None:
-    """Make standard output and errors take any text, and go on after the reader of a pipe, such as `head`, has left."""
+    """Make standard output and errors take any text, and go on when the reader of a pipe, such as `head`, has ended."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # it may be None, or a notebook's

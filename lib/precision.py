@@ -1,4 +1,4 @@
-"""Precision, compilation and gradient checkpointing: how a network computes, whatever it computes."""
+"""Precision, compilation and gradient checkpointing of any network."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def accelerate(model: nn.Module, runtime: RuntimeConfig, device: torch.device) -
     `recomputable`, if it has one, keep no inner values for the backward pass.
 
     Raises:
-        InputError: the device, or this machine, cannot compute so.
+        InputError: the device or the machine does not support it.
     """
     if runtime.precision == "tf32" and device.type != "cuda":
         raise InputError(

@@ -1,4 +1,4 @@
-"""Where a result comes from: what it depends on beside its settings."""
+"""Provenance: what a result depends on beside its settings."""
 
 import platform
 import subprocess

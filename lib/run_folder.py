@@ -155,8 +155,10 @@ class RunFolder:
             raise InputError(f"{self.log}: found a damaged file ({error}), expected JSON in each line") from None
 
     def save_metrics(self, content: Mapping[str, Any]) -> None:
-        """Write metrics.json, and metrics.csv: a row for each forecast and horizon, then of measured targets."""
-        save_json(self.metrics, content)
+        """Write metrics.csv, a row for each forecast and horizon, then of measured targets; and metrics.json.
+
+        metrics.json comes last: the run is finished once it is there.
+        """
         with written_whole(self.metrics_table) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             writer.writerow(["forecast", "horizon", *SCORES])
@@ -168,6 +170,7 @@ class RunFolder:
                 for step, row in enumerate(scores["by_horizon"], start=1):
                     writer.writerow([name, step, *(row[metric] for metric in SCORES)])
                 writer.writerow([name, "overall", *(scores["overall"][metric] for metric in SCORES)])
+        save_json(self.metrics, content)
 
     def read_metrics(self) -> dict[str, Any]:
         """Return the content of metrics.json.
@@ -221,7 +224,7 @@ def check_run_name(name: str) -> str:
 
 @contextmanager
 def new_run_folder(folder: RunFolder) -> Iterator[RunFolder]:
-    """Give an empty folder to fill, which becomes the run's when the block succeeds: a run is there whole or not.
+    """Yield an empty folder to fill. It becomes the run's folder when the block succeeds: whole, or not at all.
 
     Raises:
         InputError: there is such a run already, or the folder cannot be made.

@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run on its way: its folder, settings and series, and the trainer that takes it to its end."""
+    """A run in training: its folder, settings and series, and the trainer."""
 
     folder: RunFolder
     config: Config
@@ -63,7 +63,7 @@ class TrainingRun:
 def start_run(config: Config, root: Path, name: str, weights: Path | None = None) -> TrainingRun:
     """Prepare series and graphs, build the network with its seed, and make the folder of a new run.
 
-    The folder is there only with all that it takes to resume the run.
+    The folder appears only once it holds all that resuming needs.
 
     Args:
         config: the settings.
@@ -168,7 +168,7 @@ def _other_settings(checkpoint: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def resume_run(folder: RunFolder, variants: Variants, device_name: str | None) -> TrainingRun:
-    """Return a run that was broken off, where its last checkpoint left it, on its own device or another.
+    """Return an interrupted run at its last checkpoint, on its own device or another.
 
     Raises:
         InputError: there is no such run, it has no checkpoint yet, or what it was trained on has changed.
@@ -222,23 +222,22 @@ def _what_it_was_trained_on(
 
 def profile_for(config: Config, prepared: Prepared) -> HistoricalProfile | None:
     """Return the historical profile, where the network asks for it."""
-    needed = config.needs.profile
-    if not needed:
+    if not config.needs.profile:
         return None
-    middle = float(prepared.scaling.to_raw(np.zeros(1))[0])  # of the range of flow
-    truth, rows, calendar = prepared.truth, prepared.training_rows, calendar_for(config)
+    flow, rows, calendar = prepared.observed, prepared.training_rows, calendar_for(config)
+    middle = prepared.scaling.middle
     if not config.needs.carried_profile:
-        return historical_profile(truth, rows, calendar, middle)
-    carried = historical_profile(truth, len(truth), calendar, middle, DECAY)
+        return historical_profile(flow, rows, calendar, middle)
+    carried = historical_profile(flow, len(flow), calendar, middle, DECAY)
     # Of the week only the training rows may tell: predict.py takes it, perhaps for a day of the test.
-    return replace(carried, week=historical_profile(truth[:rows], rows, calendar, middle, DECAY).week)
+    return replace(carried, week=historical_profile(flow[:rows], rows, calendar, middle, DECAY).week)
 
 
 def imputed_for(config: Config, prepared: Prepared) -> NDArray[np.bool_] | None:
     """Return which sensors are imputed at each step (T + 1, N), where the network asks and any is."""
     if not config.needs.imputed:
         return None
-    flags = causal_flags(prepared.truth, calendar_for(config))
+    flags = causal_flags(prepared.observed, calendar_for(config))
     return flags if flags.any() else None
 
 
@@ -312,7 +311,9 @@ def finish_run(run: TrainingRun) -> dict[str, Any]:
         run.trainer.fit()
         return score_run(run)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with: python run.py --resume {run.folder}") from None
+        raise KeyboardInterrupt(
+            f"go on with: python run.py --resume {run.folder} (or repeat the command, if it makes several runs)"
+        ) from None
 
 
 def score_run(run: TrainingRun) -> dict[str, Any]:
@@ -394,6 +395,7 @@ def complete_run(config: Config, root: Path, name: str, variants: Variants) -> R
     checkpoint = folder.best if folder.is_finished() else folder.last
     check_origin(config, load_checkpoint(checkpoint)["made_from"], checkpoint)
     if folder.is_finished():
+        print(f"finished before: {folder}")
         remove_partial_files(folder)  # a kill may have come while the figures were drawn
     else:
         finish_run(resume_run(folder, variants, config.runtime.device))

@@ -1,6 +1,6 @@
 """The engine: two stages of training, validation through the rollout, checkpoints, and the test of the best weights.
 
-It owns the loop and all of its state. What it needs of a network stands in `lib.interface`.
+It owns the loop and all of its state. `lib.interface` says what it needs of a network.
 """
 
 import math
@@ -51,7 +51,7 @@ def stages(config: TrainingConfig) -> tuple[Stage, Stage]:
 
 @dataclass
 class Progress:
-    """How far training has come; with the weights and the optimiser, all there is to go on from."""
+    """The progress of training. With the weights and the optimiser it is all that resuming needs."""
 
     stage: int = 0  # index into the stages
     epoch: int = 0  # finished epochs of that stage
@@ -64,7 +64,7 @@ class Progress:
 
 
 class Evaluation(NamedTuple):
-    """What a pass over a split gave: the mean loss on scaled values, errors in raw units, and maybe the forecasts."""
+    """The result of a pass over a split: mean loss on scaled values, errors in raw units, perhaps the forecasts."""
 
     loss: float
     errors: ForecastErrors
@@ -150,10 +150,11 @@ class Trainer:
         folder: of the run, where the checkpoints are kept.
         extra: plain values and tensors that both checkpoints carry along, for whoever loads them.
         report: called after each epoch with the entries of all epochs so far.
-        checkpoint_seconds: the longest time within an epoch without a checkpoint.
+        checkpoint_seconds: the longest time between two checkpoints within an epoch.
         micro_batch: samples computed at once; 0 stands for a whole batch.
-        front: of a network whose first part mixes the samples of a batch: it is computed for a whole batch, and the
-            rest by parts, so that `micro_batch` does not change what is learnt. None: no part does.
+        front: the first part of a network, where it mixes the samples of a batch (BatchNorm). It is computed for the
+            whole batch and the rest by parts, so that `micro_batch` does not change what is learnt. None: there is no
+            such part.
     """
 
     def __init__(
@@ -285,19 +286,23 @@ class Trainer:
                 loss = self._step(stage, batch)
                 self.loss_sum += loss * batch.weight
                 progress.batch += 1
-                if progress.batch % check_every == 0 or progress.batch * batch_size >= len(order):
+                now = time.perf_counter()
+                stop = interruption.asked
+                save = stop or now - saved > self.checkpoint_seconds
+                # Before a checkpoint too: it replaces the last good weights.
+                if save or progress.batch % check_every == 0 or progress.batch * batch_size >= len(order):
                     first = max(0, progress.batch - check_every)
                     self._check_finite(number, order[first * batch_size : progress.batch * batch_size])
-                now = time.perf_counter()
+                    now = time.perf_counter()
                 progress.seconds, started = progress.seconds + now - started, now
-                if interruption.asked or now - saved > self.checkpoint_seconds:
+                if save:
                     self.save_last()
                     saved = now
-                if interruption.asked:
+                if stop:
                     raise KeyboardInterrupt
                 bar.update(len(batch.target))
                 if not bar.disable and bar.n == bar.last_print_n:  # only when the bar is drawn: .item() waits
-                    bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+                    bar.set_postfix(loss=number_text(loss.item()), refresh=False)
         observed = max(1, self.windows.observed_targets(order.numpy()))
         return self.loss_sum.item() / (observed / self.windows.targets_per_sample)
 
@@ -350,6 +355,13 @@ class Trainer:
             f"weights of {self.folder.last}: {shown}"
         )
 
+    def skip(self) -> None:
+        """Count all epochs as done, for weights that are tested as they are, and write both checkpoints."""
+        self.progress.stage = len(self.stages) - 1
+        self.progress.epoch = self.stages[-1].epochs
+        self.save_best()
+        self.save_last()
+
     def save_best(self) -> None:
         """Write the checkpoint of the best weights."""
         save_checkpoint(self.folder.best, self._content())
@@ -381,7 +393,7 @@ def epoch_line(entry: Mapping[str, Any]) -> str:
     """Return what the screen shows of an epoch."""
     mae = entry["val_mae"]
     return (
-        f"epoch {entry['epoch']:3d}  {entry['stage']:15s}  train {entry['train_loss']:.4f}  "
-        f"val {entry['val_loss']:.4f}  val MAE {'-' if mae is None else number_text(mae)}  {entry['seconds']:.1f} s"
-        f"{'  best' if entry['best'] else ''}"
+        f"epoch {entry['epoch']:3d}  {entry['stage']:15s}  train {number_text(entry['train_loss'])}  "
+        f"val {number_text(entry['val_loss'])}  val MAE {'-' if mae is None else number_text(mae)}  "
+        f"{entry['seconds']:.1f} s{'  best' if entry['best'] else ''}"
     )

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from lib.ini import CountOrZero, OddKernels, Switch
+from lib.ini import CountOrZero, Kind, Switch, divisors
 from lib.interface import Graphs, Inputs, Sizes
 from model.attention import SpatialAttention, TemporalAttention
 from model.attention_blocks import AttentionBlocks
@@ -20,6 +20,15 @@ from model.deformable_patches import DeformablePatches, RegularPatches
 from model.large_kernels import LargeKernelBlock
 
 LARGE_KERNELS = (15, 17, 21, 27, 35, 55)  # the paper's
+OddKernels = Annotated[
+    tuple[int, ...],
+    Kind(
+        "odd integers of at least 3, separated by spaces",
+        lambda text: tuple(int(item) for item in text.replace(",", " ").split()),
+        lambda value: len(value) > 0 and all(size >= 3 and size % 2 == 1 for size in value),
+        lambda value: " ".join(map(str, value)),
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +50,9 @@ class EncoderSettings:
         """Return what is wrong with these settings, by key."""
         found = {}
         if self.patch_len and sizes.input_steps % self.patch_len:
-            divisors = [n for n in range(1, sizes.input_steps + 1) if sizes.input_steps % n == 0]
             found["patch_len"] = (
                 f"found {self.patch_len}, expected 0 (points_per_hour) or a divisor of the {sizes.input_steps} input "
-                f"steps: {', '.join(map(str, divisors))}"
+                f"steps: {divisors(sizes.input_steps)}"
             )
         if not (self.large_branch or self.small_branch):
             found["small_branch"] = "found off like large_branch, expected at least one branch"

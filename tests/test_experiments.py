@@ -116,7 +116,7 @@ def test_a_run_is_completed_wherever_it_is_computed_and_never_with_other_setting
     capsys.readouterr()
     kept = folder.metrics.read_bytes()
     assert complete_run(elsewhere, tmp_path, "run", VARIANTS) == folder
-    assert capsys.readouterr().out == ""  # nothing was trained
+    assert capsys.readouterr().out == f"finished before: {folder}\n"  # nothing was trained
     for change, differing in (
         ("Training.epochs=3", "Training.epochs 2"),
         ("Training.seed=1", "Training.seed 0"),

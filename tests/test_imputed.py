@@ -241,11 +241,8 @@ def test_predict_forecasts_as_the_test_does(
     forecast, output = predict(known)
     np.testing.assert_allclose(forecast, tested.forecast[-1], atol=0.002)
     assert "historical profile of the 22 days before the forecast\n" in output
-    kept = rule == "keep"
-    assert ("imputed sensors: 1 of 5 repeat last week and are forecast by it\n" in output) == kept
-    assert (tested.measured is not None) == kept
-    if not kept:
-        return
+    assert "imputed sensors: 1 of 5 repeat last week and are forecast by it\n" in output
+    assert (tested.measured is not None) == (rule == "keep")
     np.testing.assert_allclose(forecast[ALWAYS], last_week, atol=0.002)
     forecast, output = predict(known[14 * STEPS :])
     assert "historical profile of the run's training: the file has 8 whole days" in output
@@ -306,7 +303,10 @@ def test_imputed_values_may_count_as_missing(tmp_path: Path) -> None:
     saved = load_results(run.folder, run.config)
     assert np.isnan(saved.target[:, ALWAYS]).all()
     assert metrics["test"]["overall"] == pytest.approx(scores_by_definition(saved.forecast, saved.target), rel=1e-5)
-    assert prepared_for(load(tmp_path / "TINY.conf")).imputed is not None
+    kept = prepared_for(load(tmp_path / "TINY.conf"))
+    assert kept.imputed is not None
+    np.testing.assert_array_equal(kept.observed, run.prepared.observed)  # what is read knows no later values
+    np.testing.assert_array_equal(kept.forward_filled, run.prepared.forward_filled)
     names = {file.name for file in (tmp_path / "TINY").glob("*_w*")}
     assert names == {"TINY_w0d1h2p3.npz", "TINY_w0d1h2p3_missing.npz"}
 

@@ -13,6 +13,7 @@ import pytest
 
 from lib.errors import InputError
 from lib.files import save_json
+from lib.numbers import number_text
 from lib.report.page import forecasts_embedded, make_report, page_of
 from lib.report.results import Results, load_results
 from lib.run_folder import RunFolder
@@ -109,7 +110,7 @@ def test_settings_environment_and_results_are_on_the_page(page: str, results: Re
         for value in scores.values():
             assert f"{value:.3f}" in text
     for entry in results.history:
-        assert f"{entry['train_loss']:.4f}" in text
+        assert number_text(entry["train_loss"]) in text
 
 
 def test_text_from_data_stays_text(results: Results, run: RunFolder) -> None:

@@ -219,6 +219,8 @@ def test_weights_are_tested_without_training_and_exported(
     again = load_json(tmp_path / "out" / "TINY" / "again" / "metrics.json")
     assert again["test"] == trained["test"]
     assert again["epochs"] == 0
+    assert call("run.py", "--resume", tmp_path / "out" / "TINY" / "again") == 0  # trains nothing
+    assert load_json(tmp_path / "out" / "TINY" / "again" / "metrics.json") == again
 
     own = tmp_path / "out" / "TINY" / "trained" / "best.pt"
     assert call(*start, "--name", "own", "--test-only", "--weights", own) == 0

@@ -18,8 +18,8 @@ LAG_MINUTES = 30
 # In units of a sensor's standard deviation:
 PENALTY = 0.28  # times the root of the number of rows
 FIRST_NORM, LEAST_NORM = 0.1, 1e-3  # of a neighbour's coefficients, which are mostly below 1
-LEAST_ERROR = 0.1  # up to it an error counts by its square, beyond it by its size
-ROUNDS = 6  # ten were measured to take 0.04 % from the error of forecasts, in 1.6 times the time
+LEAST_ERROR = 0.1  # delta of Huber's loss: smaller errors count quadratically, larger ones linearly
+ROUNDS = 6  # ten lower the forecast error by 0.04 % and take 1.6 times as long
 
 
 def autoregression_lags(steps_per_day: int) -> int:
@@ -38,10 +38,10 @@ def graph_autoregression(
 
         x[t] = sum over l of x[t-1-l] A[l]
 
-    by Huber's loss (1964) of the errors, so that the few large ones of an incident do not decide, as in the absolute
-    error that forecasts are scored by. The coefficients of each neighbour, and of the sensor itself, are penalised by
-    the norm of all its lags, so that few neighbours are left (group lasso, Yuan and Lin 2006). Both are solved by ridge
-    regressions with weights inverse to the errors and norms of the one before (Daubechies et al. 2010).
+    under Huber's loss (1964), so that the few large errors of an incident do not dominate. The coefficients of each
+    neighbour, and of the sensor itself, are penalised by the norm of all its lags, so that few neighbours are left
+    (group lasso, Yuan and Lin 2006). Both are solved by ridge regressions with weights inverse to the errors and norms
+    of the one before (Daubechies et al. 2010).
 
     It is fitted on the observed values of the training rows a day or more after a sensor's first value: before, the
     sensor has no profile, and its residual counts as 0 for the others. Missing inputs are forward-filled. Sensors
@@ -52,8 +52,8 @@ def graph_autoregression(
         profile: its historical profile.
         near: (N, N), true where sensor i is regressed on sensor j; each is on itself.
         calendar: of the series.
-        imputed: (T + 1, N), which sensors are imputed at each step, and have no voice: their residuals count as 0 for
-            the others, and are not fitted; None: none is.
+        imputed: (T + 1, N), which sensors are imputed at each step. They are left out: their residuals count as 0 for
+            the others, and are not fitted. None: no sensor is imputed.
 
     Returns:
         Coefficients (lags, N, N), for residuals in any unit that all sensors share: A[l, j, i] is what a unit at j,
@@ -72,7 +72,7 @@ def graph_autoregression(
     scale = residual.std(axis=0, dtype=np.float64).astype(np.float32)
     scale[scale == 0] = 1
     counting = (seen & observed[rows] & measured)[lags:]
-    # By PyTorch, for NumPy's products take as many threads as they like, and their bits depend on the number.
+    # PyTorch, because NumPy chooses its own number of threads, and rounding depends on that number.
     values = torch.from_numpy(residual / scale)  # (rows, N)
     for sensor in tqdm(range(sensors), desc="autoregression", unit="sensor", disable=None, leave=False):
         others, counted = np.flatnonzero(near[sensor]), torch.from_numpy(counting[:, sensor])

@@ -1,4 +1,4 @@
-"""How alike two sensors' mean days are: dynamic time warping (DTW) between all pairs, and the file that keeps it."""
+"""Dynamic time warping (DTW) distances between the mean days of all pairs of sensors, and their file."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ class DTWRecord:
 
     @property
     def key(self) -> str:
-        """Digits for the names of files, other ones for any other record."""
+        """Hexadecimal digits for file names, different for each record."""
         compared = {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
         return hashlib.sha256(json.dumps(compared).encode()).hexdigest()[:12]
 
@@ -246,7 +246,7 @@ def _wavefront(library: Any, first: Array, second_reversed: Array) -> Array:
 def save_dtw(matrix_path: Path, record_path: Path, matrix: NDArray[np.float64], record: DTWRecord) -> None:
     """Write a DTW matrix (N, N) as npy and its record as JSON.
 
-    A call that is broken off, or two at once, may leave a matrix beside the record of another: its fingerprint tells.
+    An interrupted call, or two at once, may leave a matrix beside another's record; the fingerprint reveals it.
 
     Raises:
         InputError: a file cannot be written.

@@ -187,7 +187,7 @@ def read_links(
     rows = _read_rows(path)
     if rows and _is_matrix_row(rows[0][1]):
         return _unique_links(_matrix_links(path, _parse_matrix(path, rows), num_nodes), sensor_ids)
-    # A range gives every position as itself, and takes no memory, however wrong the number of sensors is.
+    # A range maps each position to itself, and needs no memory even if the number of sensors is wrong and huge.
     positions: Positions = range(num_nodes)
     if sensor_ids is not None:
         positions = {sensor: position for position, sensor in enumerate(sensor_ids)}

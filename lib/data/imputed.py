@@ -1,11 +1,11 @@
-"""Values that were filled in and not measured, found by their repeating an earlier week or day to the vehicle.
+"""Imputed values: the source of the data filled them in. They repeat an earlier week or day exactly.
 
-The Performance Measurement System of California fills the gaps of its detectors, in one of its ways with an average by
-time of the week. Such values repeat those of the week before exactly, for hours on end. Two looks at them:
+The Performance Measurement System of California (PeMS) fills the gaps of its detectors, among other ways with an
+average by time of the week. Such values equal those of the week before for hours on end. Two functions find them:
 
-- `imputed_values` looks at the whole series: which values count as not measured, for scores and figures.
-- `causal_flags` looks at the rows before a forecast alone: which sensors are being filled in now, so that their next
-  values are known already: those of last week.
+- `imputed_values` uses the whole series. It says which values count as not measured, for scores and figures.
+- `causal_flags` uses only the rows before a forecast. It says which sensors are being imputed now. Their next values
+  are then known: they are those of last week.
 """
 
 import numpy as np
@@ -15,7 +15,8 @@ from lib.data.series import last_observed, next_observed
 from lib.data.windowing import Calendar
 
 RUN_MINUTES = 120  # repeats in shorter runs may be chance
-FLAG_MINUTES = 180  # what the flag looks at
+FLAG_MINUTES = 180  # before the forecast, which the flag is taken from
+LEAST_SHARE = 0.01  # of a sensor's values; a few repeats in the whole series may be chance
 FLAG_SHARE = 0.95  # of these steps that repeat last week's
 
 

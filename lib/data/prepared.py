@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lib.data.imputed import imputed_values
+from lib.data.imputed import LEAST_SHARE, imputed_values
 from lib.data.series import CHUNK_ROWS, FLOW, Scaling, fill_gaps, last_observed, missing_values, refuse_negative
 from lib.data.windowing import PADDED_FROM_DAY, SPLITS, Calendar, WindowShape, padded
 from lib.errors import InputError
@@ -50,14 +50,32 @@ class Prepared:
     imputed: NDArray[np.bool_] | None = None
 
     @property
-    def truth(self) -> NDArray[np.float32]:
-        """The flow (T, N) with NaN where it is missing: what forecasts are scored on."""
+    def observed(self) -> NDArray[np.float32]:
+        """The flow (T, N) with NaN where it is missing."""
         return self.flow if self.missing is None else np.where(self.missing, np.float32(np.nan), self.flow)
 
     @property
+    def unscored(self) -> NDArray[np.bool_] | None:
+        """Where targets do not count (T, N): missing, and imputed by [Data] imputed = missing; None: all count.
+
+        Whether a value is imputed depends on those after it. So it may not change what a forecast reads.
+        """
+        if self.imputed is None or self.made_from.get("Data.imputed") != "missing":
+            return self.missing
+        return self.imputed if self.missing is None else self.imputed | self.missing
+
+    @property
+    def truth(self) -> NDArray[np.float32]:
+        """The flow (T, N) with NaN where targets do not count: what forecasts are trained and scored on."""
+        unscored = self.unscored
+        return self.flow if unscored is None else np.where(unscored, np.float32(np.nan), self.flow)
+
+    @property
     def measured(self) -> NDArray[np.float32] | None:
-        """The flow (T, N) with NaN where it is missing or imputed; None where nothing is imputed."""
-        return None if self.imputed is None else np.where(self.imputed, np.float32(np.nan), self.truth)
+        """The flow (T, N) with NaN where it is missing or imputed; None where `truth` is that already."""
+        if self.imputed is None or self.unscored is not self.missing:
+            return None
+        return np.where(self.imputed, np.float32(np.nan), self.truth)
 
     @property
     def forward_filled(self) -> NDArray[np.float32]:
@@ -68,14 +86,15 @@ class Prepared:
         if self.missing is None:
             return self.flow
         last = last_observed(self.missing)
-        mean = np.nanmean(self.truth[: self.training_rows], axis=0, dtype=np.float64).astype(np.float32)
+        mean = np.nanmean(self.observed[: self.training_rows], axis=0, dtype=np.float64).astype(np.float32)
         return np.where(last >= 0, np.take_along_axis(self.flow, last.clip(0).astype(np.int64), axis=0), mean)
 
     def missing_targets(self, label_starts: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
-        """Return how many of the N * P targets of each sample are missing, (samples,)."""
-        if self.missing is None:
+        """Return how many of the N * P targets of each sample do not count, (samples,)."""
+        unscored = self.unscored
+        if unscored is None:
             return np.zeros(len(label_starts), dtype=np.int64)
-        before = np.concatenate([[0], np.cumsum(self.missing.sum(axis=1))])  # missing before each step
+        before = np.concatenate([[0], np.cumsum(unscored.sum(axis=1))])  # that do not count before each step
         counts: NDArray[np.int64] = before[label_starts + horizon] - before[label_starts]
         return counts
 
@@ -103,7 +122,6 @@ def prepare(
     shape: WindowShape,
     made_from: Mapping[str, str],
     missing_rule: str = "error",
-    imputed_rule: str = "keep",
     sensors: Sequence[str] | None = None,
 ) -> Prepared:
     """Decide splits and scaling of a series (T, N, F), and keep its flow with gaps filled.
@@ -113,7 +131,6 @@ def prepare(
         shape: of the windows.
         made_from: what the result says of its origin.
         missing_rule: [Data] missing, by which values count as missing.
-        imputed_rule: [Data] imputed, by which imputed values count as missing.
         sensors: (N,) names for messages; None stands for their positions.
 
     Raises:
@@ -131,8 +148,6 @@ def prepare(
     observed = np.where(missing, np.float32(np.nan), flow)
     refuse_negative(observed, missing_rule, lambda sensor: str(sensors[sensor] if sensors else sensor), str)
     imputed = imputed_values(observed, calendar)
-    if imputed_rule == "missing":
-        missing, imputed = missing | imputed, np.zeros_like(imputed)
     silent = np.flatnonzero(missing[touched].all(axis=0))
     if len(silent):
         names = ", ".join(str(sensors[sensor] if sensors else sensor) for sensor in silent[:SENSORS_NAMED])
@@ -164,7 +179,7 @@ def prepare(
         maximum,
         made_from,
         missing if missing.any() else None,
-        imputed if imputed.any() else None,
+        imputed if (imputed.mean(axis=0) > LEAST_SHARE).any() else None,
     )
     for split, starts in label_starts.items():
         if prepared.missing_targets(starts, shape.horizon).sum() == len(starts) * num_nodes * shape.horizon:

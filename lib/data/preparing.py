@@ -1,4 +1,4 @@
-"""From a configuration to its prepared series and graphs: files that are missing or stale are made, and it is said."""
+"""From a configuration to its prepared series and graphs. Missing or stale files are made, with a message."""
 
 import os
 import re
@@ -55,8 +55,8 @@ def calendar_for(config: Config) -> Calendar:
 def links_for(config: Config) -> Links:
     """Read the road links of a configuration's network.
 
-    They speak the ids of the id file. Without one, they speak the column names of a table where these are integers,
-    unless only positions fit; in all other cases, positions.
+    The links name sensors by the ids of the id file. Without one they use the column names of a table, where these are
+    integers and fit; else positions.
 
     Raises:
         InputError: the files are not as they should be, or a table's integer names are not the ids of the id file.
@@ -76,7 +76,7 @@ def links_for(config: Config) -> Links:
         links = read_links(data.adj_filename, data.num_of_vertices, data.id_filename)
     except InputError:
         if data.id_filename is None:
-            series_for(config)  # a series that cannot be read is told first: in it might stand the ids of the links
+            series_for(config)  # an unreadable series is reported first: it may hold the ids of the links
         raise
     if are_ids and links.sensor_ids is not None:
         for name, sensor_id in zip(names, map(str, links.sensor_ids), strict=True):
@@ -141,9 +141,7 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     _check_made_files(config, config.prepared_path)
     sensors = table_sensors(config) if is_table(source) else None
     try:
-        prepared = prepare(
-            series, window_shape(config), made_from(config), config.data.missing, config.data.imputed, sensors
-        )
+        prepared = prepare(series, window_shape(config), made_from(config), config.data.missing, sensors)
     except InputError as error:
         raise InputError(f"{source} data: {error}") from None
     if materialized is not None and (prepared.missing is not None or np.isnan(series).any()):
@@ -178,7 +176,7 @@ def _check_made_files(config: Config, *paths: Path) -> None:
 
 
 def made_from(config: Config) -> dict[str, str]:
-    """Return all that decides what a prepared file holds, or was checked against, by name."""
+    """Return all that a prepared file was made from or checked against, by name."""
     texts = config.texts()
     settings = (
         *("Data.num_of_vertices", "Data.points_per_hour", "Data.num_for_predict", "Data.start", "Data.missing"),
@@ -297,8 +295,6 @@ def wanted_record(config: Config, prepared: Prepared) -> DTWRecord:
 
 def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
     """Return the DTW distances that [Graph] asks for, from their file when they are those, else made anew."""
-    graph = config.graph
-    assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
     wanted = wanted_record(config, prepared)
     matrix_path, record_path = paths = dtw_paths(config, wanted)
     missing = [path for path in paths if not os.path.exists(path)]
@@ -313,7 +309,7 @@ def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
                 return matrix
             found = f"found other distances than those of {record_path.name}"
         print(f"{matrix_path} is stale: {found}, making it anew")
-    return make_distance(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)[0]
+    return make_distance(config, prepared, wanted.method, config.graph.dtw_radius, wanted.rows)[0]
 
 
 def distance_of(config: Config, prepared: Prepared) -> NDArray[np.float64]:

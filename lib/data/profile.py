@@ -1,8 +1,8 @@
 """The historical profile: a causal, expanding-window historical average of each sensor by time of the week.
 
-A profile that uses the day itself or any later day leaks the training targets. So does the mean of all other days: it
-tells the missing day to whoever knows the mean of all. So each step's average is over the days before it, as CatBoost
-orders its statistics of targets (arXiv 1706.09516).
+A profile that uses the day itself or any later day leaks the training targets. So does the mean of all other days:
+together with the mean of all days it gives the day left out. So the average at each step is over the days before it,
+like the ordered target statistics of CatBoost (arXiv 1706.09516).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SAME_KIND = 0.15  # another working day for a working day, and Saturday and Sund
 OTHER_KIND = 0.02  # a day of the weekend for a working day, or the other way round
 WORKING_DAYS = 5  # the first days of a week
 DAYS_OF_WEEK = 7
-DECAY = 0.04  # of a profile that is carried on, chosen on the validation rows of PEMS08
+DECAY = 0.04  # where the profile goes on after the training rows; chosen on the validation rows of PEMS08
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +44,11 @@ def historical_profile(
     of the flow smoothed over 25 minutes, with the weights above. A few weeks have few Mondays, so other days have a
     small weight too. Missing values do not count. Where there are no values, the mean of the sensor's past is taken,
     and where it has none, `first_day`. Every value used is at least a day, less half of the smoothing, before the step.
-    So the profile of a step does not depend on where the series begins, but for the days that it has.
+    So the first row of the series matters only in that earlier days are not there.
 
     Args:
         flow: (T, N), NaN where missing.
-        rows: the first rows of the series, which count. Steps after them have the profile of these rows.
+        rows: how many rows, from the first on, are averaged. Steps after them have the profile of all these rows.
         calendar: of the series.
         first_day: the profile where there is no past, as on the first day.
         decay: the share of its weight that a day loses with every further day.

@@ -30,7 +30,7 @@ MOST_STEPS_PER_ROW = 10  # of a table where steps are absent
 
 @dataclass(frozen=True, eq=False)
 class SensorTable:
-    """The content of a table, in the order of its rows and columns; nothing is said yet of the times' regularity.
+    """The content of a table, in the order of its rows and columns. The times may be irregular.
 
     Attributes:
         path: the file.

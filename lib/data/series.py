@@ -1,4 +1,4 @@
-"""The series: read and checked, its missing values and how gaps are filled, and its scaling."""
+"""The series: reading and checking it, missing values, filling gaps, and scaling."""
 
 import zipfile
 from collections.abc import Callable
@@ -52,6 +52,11 @@ class Scaling:
         """Return the inverse, in vehicles a time step."""
         raw: Values = (scaled + 1) / 2 * self.span + self.minimum
         return raw
+
+    @property
+    def middle(self) -> float:
+        """The middle of the range of flow, in vehicles a time step."""
+        return float(self.to_raw(np.zeros(1))[0])
 
     @property
     def raw_per_scaled(self) -> float:
@@ -134,7 +139,7 @@ def missing_values(flow: NDArray[Any], rule: str) -> NDArray[np.bool_]:
 def refuse_negative(
     flow: NDArray[Any], rule: str, name: Callable[[int], str], label: Callable[[int], str], way_out: str = ""
 ) -> None:
-    """Raise an InputError where a flow (T, N) is negative, which that of a road never is.
+    """Raise an InputError where a flow (T, N) is negative: no road has such a flow.
 
     Args:
         flow: missing values are NaN.

@@ -16,7 +16,7 @@ from lib.errors import InputError
 
 SPLITS = ("train", "val", "test")
 PADDED_FROM_DAY = 2  # the first day of a padded history being 0
-STEP_TOLERANCE = 0.01  # steps: an hour that no whole number of seconds divides makes times that are rounded
+STEP_TOLERANCE = 0.01  # in steps; times are rounded to seconds where a step is no whole number of them
 A_MONDAY = datetime(2018, 1, 1)
 Steps = TypeVar("Steps", Tensor, NDArray[np.int64], int)
 
@@ -115,9 +115,9 @@ class Calendar:
 def nearest_step(steps: Any) -> NDArray[np.int64]:
     """Return the whole steps that times belong to, which are given in steps since any full hour or any row of a table.
 
-    This is the one rule by which times become steps: the nearest one, so that a clock that is seconds early moves
-    nothing. Half-way, give or take the tolerance, it is the step that has begun, as a time that names an interval by
-    its middle lies in it.
+    This is the only rule that turns times into steps. It takes the nearest step, so a clock that is seconds early
+    changes nothing. A time half-way between two steps, within the tolerance, belongs to the earlier one: some files
+    stamp the middle of an interval.
     """
     return np.ceil(np.asarray(steps) - 0.5 - STEP_TOLERANCE).astype(np.int64)
 
@@ -135,7 +135,7 @@ def time_of_step(start: datetime, step: int, points_per_hour: int) -> datetime:
 
 
 def padded(steps: Steps, steps_per_day: int) -> Steps:
-    """Return steps of the series, those before it moved into its first day, which counts as repeated before it."""
+    """Return steps of the series; those before it are moved to the same time of its first day."""
     return steps + (steps < 0) * (steps % steps_per_day - steps)
 
 

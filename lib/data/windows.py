@@ -1,7 +1,7 @@
 """Batches: samples cut out of the prepared series by index, ready for a network.
 
-Windows with a padded history start before the series. There its first day stands in: the series counts as having
-repeated it. They are for training alone, which has more samples with them.
+Windows with a padded history start before the data; the missing days repeat the first day. Only training uses them, to
+have more samples.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from lib.interface import Inputs
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples: what a network sees of them, and what it is to forecast.
+    """Samples: the inputs of the network, and its targets.
 
     Attributes:
         inputs: for a forecast on its own.
@@ -107,6 +107,7 @@ class Windows:
         self.device = device
         self.home = torch.device("cpu") if on_host else device
         self.flow = torch.from_numpy(prepared.truth).to(self.home)  # (T, N)
+        self.all_targets_count = prepared.unscored is None
         measured = prepared.measured
         self.measured = None if measured is None else torch.from_numpy(measured).to(self.home)  # (T, N)
         self.scaled = self._scaled(prepared.flow)  # (T, N)
@@ -139,7 +140,7 @@ class Windows:
         series = self._read(label_starts, self.input_offsets)  # (B, N, L)
         targets = label_starts[:, None] + self.target_offsets
         flow = self.flow[targets].transpose(1, 2).contiguous()  # (B, N, P)
-        observed = None if self.next_observed is None else ~flow.isnan()
+        observed = None if self.all_targets_count else ~flow.isnan()
         target = self.forward_filled[targets].transpose(1, 2).contiguous()  # (B, N, P)
         profile = None
         if self.profile is not None:
@@ -161,7 +162,7 @@ class Windows:
         steps = padded(label_starts[:, None] + offsets, self.calendar.steps_per_day)  # (B, L)
         read = self.scaled[steps]
         if self.next_observed is not None:
-            # A gap that is not over before t0 holds the last value, for the line through it ends at a target.
+            # A gap that is not over before t0 is forward-filled: a line through it would end at a target.
             over = self.next_observed[steps] < label_starts[:, None, None]
             read = torch.where(over, read, self.forward_filled[steps])
         return read.transpose(1, 2).contiguous()

@@ -1,1 +1,1 @@
-"""What a run looks like to a reader: tables, figures, pages, comparisons."""
+"""Reports: tables, figures, pages, comparisons."""

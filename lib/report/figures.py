@@ -26,7 +26,7 @@ from lib.errors import InputError
 from lib.files import reason, written_whole
 from lib.metrics import Scores
 
-# Names come from data, and two `$` in one would make a formula of it. So no text of a figure is a formula, ours too.
+# Names come from data, and Matplotlib would read two `$` in one as a formula. So formulas are off in all figures.
 matplotlib.rcParams["text.parse_math"] = False
 
 # Okabe and Ito's palette, whose colours differ in brightness as well as in hue; black is for the truth.

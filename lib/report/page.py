@@ -1,4 +1,4 @@
-"""report.html: a run on one page that needs nothing else, neither network nor server, with a picker of sensors."""
+"""report.html: a run on one self-contained page, which needs neither network nor server, with a picker of sensors."""
 
 import hashlib
 import json
@@ -281,8 +281,8 @@ def _training(history: Sequence[Mapping[str, Any]]) -> str:
             entry["epoch"],
             entry["stage"],
             f"{entry['learning_rate']:g}",
-            f"{entry['train_loss']:.4f}",
-            f"{entry['val_loss']:.4f}",
+            number_text(entry["train_loss"]),
+            number_text(entry["val_loss"]),
             score_text(entry["val_mae"]),
             f"{entry['seconds']:.1f}",
             "best so far" if entry["best"] else "",

@@ -65,7 +65,9 @@ class Collection:
 
 def published_split(config: Config) -> str | None:
     """Return what published.csv calls the split of papers that have a configuration's targets; None: none has them."""
-    if config.data.num_for_predict != config.data.points_per_hour:
+    texts = config.texts()
+    other_targets = texts["Data.missing"] != "error" or texts["Data.imputed"] != "keep"
+    if other_targets or config.data.num_for_predict != config.data.points_per_hour:
         return None
     if config.data.split == "windows":
         return "all windows of one hour"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -272,8 +273,14 @@ def _graph_matrices(results: Results) -> Figure:
     )
 
 
+def _network(results: Results) -> Any:
+    """Return the run's network with the best weights, an `Encoder`."""
+    return restored(results.folder.best, results.checkpoint, results.config)
+
+
 def _patch_displacement(results: Results) -> Figure | None:
-    if not results.config.model.deformable_patches:
+    """Draw where the patches read the input; nothing for regular ones."""
+    if _network(results).patch_positions(torch.zeros(1, 1, results.config.sizes.input_steps)) is None:
         return None
     positions = load_npz(results.folder.patch_positions, ("mean", "low", "high"))
     segments = [name for name, _ in window_shape(results.config).segments]
@@ -281,5 +288,5 @@ def _patch_displacement(results: Results) -> Figure | None:
 
 
 def _kernel_profiles(results: Results) -> Figure:
-    model: Any = restored(results.folder.best, results.checkpoint, results.config)
+    model = _network(results)
     return kernel_profiles([kernel.detach().numpy() for kernel in model.kernels()], model.tokens)
