@@ -44,6 +44,7 @@ from lib.ini import (
     section_text,
 )
 from lib.interface import Needs, Sizes, Variant, Variants
+from lib.losses import LOSSES
 
 CONFIGURATIONS = REPOSITORY_ROOT / "configurations"
 RECIPES = CONFIGURATIONS / "recipes"
@@ -133,7 +134,7 @@ class TrainingConfig:
     nb_head: Annotated[Count, "attention heads; divides d_model"]
     seed: Annotated[Seed, "of weights, order and dropout"] = 0
     loss: Annotated[
-        Literal["mae", "huber", "mse"], "on scaled values; of training, validation and the choice of the best epoch"
+        str, one_of(LOSSES), "on scaled values; of training, validation and the choice of the best epoch"
     ] = "mae"
     patience: Annotated[CountOrZero, "epochs without a better validation loss that end a stage; 0: never"] = 0
     max_batches: Annotated[CountOrZero, "batches in an epoch; 0: all"] = 0

@@ -1,4 +1,7 @@
-"""The losses that [Training] loss names: of training, validation and the choice of the best epoch alike."""
+"""The losses that [Training] loss names: of training, validation and the choice of the best epoch alike.
+
+A new one is one more line in `LOSSES`.
+"""
 
 from collections.abc import Callable
 from functools import partial

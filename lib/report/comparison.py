@@ -111,12 +111,15 @@ def group_folders(folders: Sequence[RunFolder], variants: Variants) -> dict[str,
 
 
 def _name_among(experiments: Sequence[Experiment], experiment: Experiment) -> str:
-    """Return a name that no other of the experiments has."""
-    alike = [other.config.texts() for other in experiments if other.name == experiment.name]
+    """Return a name that no other of the experiments has. The only one made by a recipe has the recipe's name alone."""
+    alike = [other for other in experiments if other.name == experiment.name]
+    if not experiment.differing and sum(not other.differing for other in alike) == 1:
+        return experiment.name
+    texts = [other.config.texts() for other in alike]
     differing = [
         f"{name} {text or 'none'}"
         for name, text in experiment.config.texts().items()
-        if any(other.get(name) != text for other in alike)
+        if any(other.get(name) != text for other in texts)
     ]
     return f"{experiment.name} ({', '.join(differing)})" if differing else experiment.name
 
