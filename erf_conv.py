@@ -2,13 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from lib.command_line import ScriptParser
 from lib.data.graphs import adjacency_matrix, hop_distances
 from lib.data.preparing import links_for, window_shape
 from lib.data.windowing import evenly_spaced
 from lib.errors import InputError, run_script
+from lib.interface import Encoder
 from lib.report.receptive_field import choose_nodes, receptive_field, save_receptive_field, summary
 from lib.run_folder import RunFolder
 from lib.runs import open_run
@@ -62,7 +63,7 @@ def main() -> None:
     nodes = choose_nodes(arguments.node, hops)
     label_starts = evenly_spaced(run.prepared.label_starts["test"], arguments.samples)
     segments = [name for name, _ in window_shape(config).segments]
-    model: Any = run.model
+    model = cast(Encoder, run.model)
     for layer in (arguments.layer,) if arguments.layer else model.receptive_field_layers:
         field = receptive_field(
             run.model,

@@ -1,5 +1,8 @@
 """What went wrong in a batch: the largest activation of every module."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,5 +31,10 @@ def largest_activations(model: nn.Module, batch: Batch) -> list[tuple[str, float
     finally:
         for handle in handles:
             handle.remove()
-    ranked = sorted(found.items(), key=lambda item: float("inf") if item[1] != item[1] else item[1], reverse=True)
+    return largest_first(found.items())
+
+
+def largest_first(activations: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return the few largest of named magnitudes, NaN first."""
+    ranked = sorted(activations, key=lambda item: math.inf if math.isnan(item[1]) else item[1], reverse=True)
     return ranked[:SHOWN]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from lib.devices import choose_device, configure_cpu, describe_device, peak_memo
 from lib.errors import InputError
 from lib.files import fingerprint_arrays, save_npz
 from lib.ini import read_sections
-from lib.interface import Graphs, Variants
+from lib.interface import Encoder, Graphs, Variants
 from lib.metrics import metrics_content
 from lib.precision import accelerate, in_precision
 from lib.provenance import provenance
@@ -265,7 +265,7 @@ def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFold
         print(f"padded history: {len(padded):,} more samples beside {len(label_starts['train']):,} in training")
         label_starts = {**label_starts, "train": np.concatenate([padded, label_starts["train"]])}
     accelerate(model.to(device), config.runtime, device)
-    encoder: Any = model
+    encoder = cast(Encoder, model)
     return Trainer(
         model,
         windows,
@@ -364,7 +364,7 @@ def _save_patch_positions(
     chosen = evenly_spaced(label_starts, PATCH_SAMPLES)
     read = []
     for batch in windows.batches(chosen, PATCH_BATCH):
-        positions = model.patch_positions(batch.inputs.series)  # type: ignore[operator]
+        positions = cast(Encoder, model).patch_positions(batch.inputs.series)
         if positions is None:
             return
         read.append(positions.flatten(0, 1).cpu())

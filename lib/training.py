@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lib.checkpoints import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from lib.config import TrainingConfig
 from lib.data.windows import Batch, Windows
-from lib.diagnostics import largest_activations
+from lib.diagnostics import largest_activations, largest_first
 from lib.errors import InputError
 from lib.interface import Inputs
 from lib.losses import loss_values, mean_loss
@@ -347,7 +347,7 @@ class Trainer:
         self.model.load_state_dict(load_checkpoint(self.folder.last)["weights"])  # the last good ones
         batches = self.windows.batches(label_starts, self.micro_batch)
         activations = [item for batch in batches for item in largest_activations(self.model, batch)]
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in sorted(activations, key=lambda item: -item[1])[:5])
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in largest_first(activations))
         starts = " ".join(map(str, label_starts.tolist()[:8]))
         raise InputError(
             f"epoch {epoch}, batch {self.progress.batch}: found a loss or gradient that is not finite, expected finite "

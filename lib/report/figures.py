@@ -377,7 +377,7 @@ def error_map(
     for sensor in named:
         shift = (0, 0.6 * size)
         axes.annotate(str(sensor), positions[sensor], shift, textcoords="offset points", ha="center", fontsize=6)
-    axes.set_aspect("equal")
+    axes.set(xlim=(x.min() - 1, x.max() + 1), ylim=(y.min() - 1, y.max() + 1), aspect="equal")
     axes.axis("off")
     shown = "" if len(error) <= NAMED_SENSORS else "; the five of greatest error are named"
     axes.set_title(f"sensors placed by links between them, for want of coordinates{shown}", fontsize=9)

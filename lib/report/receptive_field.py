@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lib.data.windows import Windows
 from lib.errors import InputError
 from lib.files import save_npz
-from lib.interface import Inputs
+from lib.interface import Encoder, Inputs
 from lib.report.figures import draw_figure, receptive_field_map
 from lib.run_folder import RunFolder
 
@@ -117,7 +117,7 @@ def layer_output(model: nn.Module, layer: str, inputs: Inputs) -> Tensor:
     outputs: list[Any] = []
     handle = modules[layer].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
-        memory: Tensor = model.encode(inputs)  # type: ignore[operator]
+        memory = cast(Encoder, model).encode(inputs)
     finally:
         handle.remove()
     if not outputs:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lib.data.preparing import distance_of, links_for, origin, prepared_of, wind
 from lib.data.windowing import nearest_time
 from lib.errors import InputError
 from lib.files import load_npz
+from lib.interface import Encoder
 from lib.metrics import absolute_errors, mean_or_nan
 from lib.report.figures import (
     clustered_order,
@@ -273,9 +274,9 @@ def _graph_matrices(results: Results) -> Figure:
     )
 
 
-def _network(results: Results) -> Any:
-    """Return the run's network with the best weights, an `Encoder`."""
-    return restored(results.folder.best, results.checkpoint, results.config)
+def _network(results: Results) -> Encoder:
+    """Return the run's network with the best weights."""
+    return cast(Encoder, restored(results.folder.best, results.checkpoint, results.config))
 
 
 def _patch_displacement(results: Results) -> Figure | None:
