@@ -170,7 +170,6 @@ class CrossAttention(nn.Module):
         y = scaled_dot_product(query, key, value, None, dropout)  # (B N, heads, T, d)
         return self.output(y.transpose(1, 2).reshape(B, N, T, C))
 
-    def step(self, x: Tensor, reading: Tensor, step: int, past: list[Tensor]) -> Tensor:
+    def step(self, x: Tensor, reading: Tensor, _step: int, _past: list[Tensor]) -> Tensor:
         """Return the output (B, N, 1, C) of the newest token; to it, neither its position nor the past matters."""
-        del step, past
         return self(x, reading)

@@ -115,7 +115,9 @@ def test_a_row_is_what_its_runs_say(make_run: RunMaker) -> None:
     maes = [mae_of(folder) for folder in folders]
     assert (row["seeds"], row["parameters"], row["minutes"], row["val_mae"]) == (2, 12345, 1.5, 7.5)
     assert (row["mae"], row["mae_sd"]) == pytest.approx((np.mean(maes), np.std(maes, ddof=1)))
-    assert row["mae_difference"] == pytest.approx(np.mean(maes) - reference.spread("mae"), rel=1e-5)
+    assert row["mae_difference"] == pytest.approx(
+        np.mean(maes) - reference.metrics[0]["test"]["overall"]["mae"], rel=1e-5
+    )
     assert row["interval_low"] < row["mae_difference"] < row["interval_high"] < 0
     assert row["mae_step_3"] == pytest.approx(group.by_horizon()[:, 2].mean())
     alone = group_row(reference, reference)

@@ -340,7 +340,7 @@ def test_results_of_another_rule_are_not_compared(runs: dict[str, RunFolder]) ->
 def test_sample_errors_add_up_to_the_mae_of_the_run(runs: dict[str, RunFolder]) -> None:
     for name in ("gaps", "data"):
         group: FinishedRuns = read_runs(name, [runs[name]])
-        assert group.sample_errors.mean() == pytest.approx(group.spread("mae"), rel=1e-6)
+        assert group.sample_errors.mean() == pytest.approx(group.metrics[0]["test"]["overall"]["mae"], rel=1e-6)
     saved = runs["data"].read_predictions()
     np.testing.assert_array_equal(
         group.sample_errors[0], np.abs(saved["forecast"] - saved["target"]).mean(axis=(1, 2), dtype=np.float64)

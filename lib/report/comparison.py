@@ -50,10 +50,6 @@ class FinishedRuns:
     histories: Sequence[Sequence[dict[str, Any]]]
     machines: Sequence[str]
 
-    def spread(self, score: str) -> float | tuple[float, float] | None:
-        """Return mean and standard deviation over the seeds of an overall test score; the score alone of one seed."""
-        return spread([run["test"]["overall"][score] for run in self.metrics])
-
     def validation(self) -> float | None:
         """Return the mean over the seeds of the best validation MAE; None for weights that were only tested."""
         values = [run["best_val_mae"] for run in self.metrics]
