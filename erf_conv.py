@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from lib.command_line import ScriptParser
-from lib.data.graphs import adjacency_matrix, hop_distances
+from lib.data.graphs import adjacency_matrix, hops_to_nearest
 from lib.data.preparing import links_for, window_shape
 from lib.data.windowing import evenly_spaced
 from lib.errors import InputError, run_script
@@ -59,8 +59,9 @@ def main() -> None:
     if not config.variant.has_encoder:
         expected = ", ".join(name for name, variant in VARIANTS.items() if variant.has_encoder)
         raise InputError(f"--run: found variant = {config.variant.name} in {run.folder}, expected {expected}")
-    hops = hop_distances(adjacency_matrix(links_for(config), config.data.num_of_vertices))
-    nodes = choose_nodes(arguments.node, hops)
+    adjacency = adjacency_matrix(links_for(config), config.data.num_of_vertices)
+    nodes = choose_nodes(arguments.node, adjacency)
+    hops = hops_to_nearest(adjacency, nodes)
     label_starts = evenly_spaced(run.prepared.label_starts["test"], arguments.samples)
     segments = [name for name, _ in window_shape(config).segments]
     model = cast(Encoder, run.model)

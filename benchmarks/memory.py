@@ -23,7 +23,7 @@ from lib.data.windowing import WindowShape
 from lib.devices import configure_cpu
 from lib.devices import peak_memory as peak_of_process
 from lib.files import REPOSITORY_ROOT
-from lib.interface import Graphs
+from lib.interface import Graphs, Neighbours
 
 STATUS = Path("/proc/self/status")
 
@@ -31,7 +31,7 @@ STATUS = Path("/proc/self/status")
 def peak_memory(kind: Kind, name: NetworkName, workload: Workload) -> int:
     """Return the peak memory in bytes of one step: on a GPU of its tensors, else of the process."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "workload.npz"
+        path = Path(folder) / "workload.pt"
         save_workload(path, workload)
         description = {
             "kind": kind,
@@ -74,7 +74,7 @@ def _take_step(kind: Kind, name: NetworkName, workload: Workload) -> None:
 
 def _tiny(workload: Workload) -> Workload:
     """Return a workload of 2 sensors: what it leaves behind, loaded libraries above all, is the interpreter's own."""
-    everything = torch.ones(2, 2, dtype=torch.bool)
+    everything = Neighbours.of(torch.ones(2, 2))
     graphs = Graphs(everything, everything, torch.zeros(2, workload.graphs.laplacian_encoding.shape[1]))
     series, start, target = (x[:1, :2] for x in (workload.series, workload.start, workload.target))
     return replace(workload, graphs=graphs, series=series, start=start, target=target)

@@ -281,8 +281,8 @@ class PlainDTGLKNet(nn.Module):
         if type(fast) is not DTGLKNet or fast.encoder_embedding.dropout.p:
             raise ValueError("expected the paper's network without dropout")
         self.horizon = fast.horizon
-        self.register_buffer("similarity_mask", fast.similarity_graph.allowed)
-        self.register_buffer("topology_mask", fast.topology_graph.allowed)
+        self.register_buffer("similarity_mask", fast.similarity_graph.neighbours.dense())
+        self.register_buffer("topology_mask", fast.topology_graph.neighbours.dense())
         self.register_buffer("laplacian_encoding", fast.laplacian_encoding)
         self.front_end = PlainFrontEnd(fast.front_end)
         self.encoder_embedding = PlainEmbedding(fast.encoder_embedding)

@@ -18,13 +18,13 @@ from scipy.spatial import Delaunay
 from torch import Tensor, nn
 
 from benchmarks.plain_model import PlainDTGLKNet
+from lib.checkpoints import load_tensors, save_tensors
 from lib.config import RuntimeConfig
 from lib.data.dtw import dtw_matrix
 from lib.data.graphs import Links, SensorGraphs, build_graphs
 from lib.data.prepared import prepare
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Batch, Windows
-from lib.files import load_npz, save_npz
 from lib.interface import Graphs, Inputs, Sizes
 from lib.losses import mean_loss
 from lib.precision import accelerate
@@ -34,8 +34,7 @@ from model.encoder import LARGE_KERNELS
 LINKS_PER_SENSOR = 1.1  # PEMS04 has 340 links between 307 sensors: a mean degree of 2.2
 STEPS_PER_DAY = 288
 SEED = 1
-GRAPH_NAMES = ("similarity", "topology", "laplacian_encoding")  # in a file
-BATCH_NAMES = ("series", "start", "target")
+BATCH_NAMES = ("series", "start", "target")  # in a file
 
 Kind = Literal["training step", "fine-tuning step", "forecast"]
 OwnName = Literal["fast", "checkpointed"]  # without and with gradient checkpointing
@@ -168,17 +167,16 @@ def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
 
 
 def save_workload(path: Path, workload: Workload) -> None:
-    """Write the tensors of a workload to an npz file."""
-    graphs = {name: getattr(workload.graphs, name) for name in GRAPH_NAMES}
+    """Write the tensors of a workload to a file."""
     batch = {name: getattr(workload, name) for name in BATCH_NAMES}
-    save_npz(path, {name: tensor.numpy() for name, tensor in {**graphs, **batch}.items()})
+    save_tensors(path, {"graphs": workload.graphs.content(), **batch})
 
 
 def load_workload(path: Path, windows: WindowShape, sizes: NetworkSizes, device: torch.device) -> Workload:
     """Read what `save_workload` wrote."""
-    tensors = {name: torch.from_numpy(array) for name, array in load_npz(path, (*GRAPH_NAMES, *BATCH_NAMES)).items()}
-    graphs = Graphs(*(tensors[name] for name in GRAPH_NAMES))
-    return Workload(windows, sizes, graphs, **{name: tensors[name] for name in BATCH_NAMES}, device=device)
+    content = load_tensors(path)
+    graphs = Graphs.from_content(content["graphs"])
+    return Workload(windows, sizes, graphs, **{name: content[name] for name in BATCH_NAMES}, device=device)
 
 
 def simulated_workload(

@@ -14,7 +14,7 @@ from lib.errors import InputError
 from lib.files import reason, written_whole
 from lib.interface import Graphs
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # In every checkpoint, for its readers. Graphs travel with the weights: the eigenbasis of the Laplacian encoding is
 # arbitrary, and the weights rely on it.
 CARRIED = ("settings", "graphs", "scaling", "sensor_ids", "made_from", "profile_week")
@@ -90,7 +90,7 @@ def restored(path: Path, checkpoint: Mapping[str, Any], config: Config) -> nn.Mo
         InputError: its weights are not those of that network.
     """
     try:
-        model = config.variant.network(Graphs(**checkpoint["graphs"]), config.sizes, config.model)
+        model = config.variant.network(Graphs.from_content(checkpoint["graphs"]), config.sizes, config.model)
         model.load_state_dict(checkpoint["weights"])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reasons = "; ".join(line.strip() for line in str(error).splitlines())

@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 
@@ -39,21 +43,92 @@ class Inputs(NamedTuple):
     tokens: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The neighbours of each sensor, as lists: a sparse (N, N) matrix by rows. Its length is N.
+
+    Attributes:
+        starts: (N + 1,) int64, where the neighbours of each sensor start among all E, and E at the end.
+        sensors: (E,) int64, the neighbours of sensor 0 in ascending order, then those of sensor 1, and so on.
+    """
+
+    starts: Tensor
+    sensors: Tensor
+
+    @staticmethod
+    def of(matrix: csr_array | NDArray[Any] | Tensor) -> "Neighbours":
+        """Return the lists of a matrix (N, N): the columns of each row that are not 0."""
+        sparse = csr_array(matrix)
+        sparse.sum_duplicates()
+        sparse.eliminate_zeros()
+        return Neighbours(*(torch.from_numpy(part.astype(np.int64)) for part in (sparse.indptr, sparse.indices)))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """The number of neighbours of each sensor, (N,)."""
+        return self.starts.diff()
+
+    @property
+    def rows(self) -> Tensor:
+        """Whose neighbour each of `sensors` is, (E,)."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.counts)
+
+    @property
+    def density(self) -> float:
+        """The share of all N x N pairs that are neighbours."""
+        return len(self.sensors) / len(self) ** 2
+
+    def of_sensor(self, sensor: int) -> NDArray[np.int64]:
+        """Return the neighbours of one sensor."""
+        neighbours: NDArray[np.int64] = self.sensors[self.starts[sensor] : self.starts[sensor + 1]].numpy()
+        return neighbours
+
+    def matrix(self) -> csr_array:
+        """Return the sparse boolean matrix (N, N)."""
+        allowed = np.ones(len(self.sensors), dtype=np.bool_)
+        return csr_array((allowed, self.sensors.numpy(), self.starts.numpy()), shape=(len(self), len(self)))
+
+    def dense(self, values: Tensor | None = None) -> Tensor:
+        """Return the (N, N) boolean mask, or (..., N, N) with values (..., E) of the neighbours and 0 elsewhere."""
+        if values is None:
+            values = torch.ones(len(self.sensors), dtype=torch.bool)
+        matrix = values.new_zeros(*values.shape[:-1], len(self), len(self))
+        matrix[..., self.rows, self.sensors] = values
+        return matrix
+
+
 class Graphs(NamedTuple):
     """What a network knows of the sensors.
 
     Attributes:
-        similarity: (N, N) boolean, true where the row's sensor may attend to the column's, which behaves alike.
-        topology: (N, N) boolean, the same for sensors near each other on the road.
+        similarity: the sensors, which behave alike, that each may attend to.
+        topology: the same for sensors near each other on the road.
         laplacian_encoding: (N, any number of channels), the place of each sensor in the road graph.
-        autoregression: (lags, N, N), coefficients fitted before training (`lib.data.autoregression`); None: there are
-            none.
+        autoregression: (lags, E), coefficients of the E neighbours in `topology`, fitted before training
+            (`lib.data.autoregression`); None: there are none.
     """
 
-    similarity: Tensor
-    topology: Tensor
+    similarity: Neighbours
+    topology: Neighbours
     laplacian_encoding: Tensor
     autoregression: Tensor | None = None
+
+    def content(self) -> dict[str, Any]:
+        """Return tensors and plain values, for a file."""
+        return {name: vars(value) if isinstance(value, Neighbours) else value for name, value in self._asdict().items()}
+
+    @staticmethod
+    def from_content(content: Mapping[str, Any]) -> "Graphs":
+        """Return the graphs of a file's content.
+
+        Raises:
+            KeyError, TypeError: it is not that of graphs.
+        """
+        similarity, topology = (Neighbours(**content[name]) for name in ("similarity", "topology"))
+        return Graphs(similarity, topology, content["laplacian_encoding"], content["autoregression"])
 
 
 @dataclass(frozen=True, kw_only=True)

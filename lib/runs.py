@@ -26,7 +26,7 @@ from lib.devices import choose_device, configure_cpu, describe_device, peak_memo
 from lib.errors import InputError
 from lib.files import fingerprint_arrays, save_npz
 from lib.ini import read_sections
-from lib.interface import Encoder, Graphs, Variants
+from lib.interface import Encoder, Graphs, Neighbours, Variants
 from lib.metrics import metrics_content
 from lib.precision import accelerate, in_precision
 from lib.provenance import provenance
@@ -90,7 +90,7 @@ def start_run(config: Config, root: Path, name: str, weights: Path | None = None
         model, graphs = _network_of(weights, config, sensor_graphs.tensors())
     extra = {
         "settings": config.to_ini(),
-        "graphs": graphs._asdict(),
+        "graphs": graphs.content(),
         "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
         "sensor_ids": sensor_names(config, links),
         "made_from": {**prepared.made_from, **origin(config, links)},
@@ -110,7 +110,7 @@ def new_network(config: Config, graphs: Graphs) -> nn.Module:
 
 
 def _fitted_autoregression(
-    config: Config, prepared: Prepared, profile: HistoricalProfile | None, topology: NDArray[np.bool_]
+    config: Config, prepared: Prepared, profile: HistoricalProfile | None, topology: Neighbours
 ) -> NDArray[np.float32] | None:
     if profile is None or not config.needs.autoregression:
         return None
@@ -138,8 +138,8 @@ def _network_of(weights: Path, config: Config, graphs: Graphs) -> tuple[nn.Modul
             print(f"{weights}: a checkpoint of the released code, which lacks its Laplacian encoding: the one computed")
             print("here has another basis where eigenvalues are equal, so results may differ from those of its author")
             return model, graphs
-        own = Graphs(**checkpoint["graphs"])
-        if own.topology.shape != graphs.topology.shape:
+        own = Graphs.from_content(checkpoint["graphs"])
+        if len(own.topology) != len(graphs.topology):
             raise ValueError(f"found graphs of {len(own.topology)} sensors, expected {len(graphs.topology)}")
         if (own.autoregression is not None) != (wanted := config.needs.autoregression):
             raise ValueError(

@@ -8,8 +8,10 @@ attends to the union of its neighbours only, under its own part of the mask. The
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from lib.interface import Neighbours
 from model.scaled_dot_product import scaled_dot_product
 
 BLOCK_SIZES = (8, 16, 32)
@@ -23,7 +25,7 @@ class AttentionBlocks(nn.Module):
     Where the mask is too dense for blocks to pay, it stays whole. The attention is the same either way.
 
     Args:
-        allowed: (N, N), true where the row's sensor may look at the column's; no row is empty.
+        neighbours: the sensors that each may look at, at least one.
     """
 
     allowed: Tensor
@@ -32,36 +34,37 @@ class AttentionBlocks(nn.Module):
     block_mask: Tensor
     places: Tensor
 
-    def __init__(self, allowed: Tensor) -> None:
+    def __init__(self, neighbours: Neighbours) -> None:
         super().__init__()
-        self._keep("allowed", allowed)
-        matrix = allowed.cpu().numpy()
-        partitions = {size: partition(matrix, size) for size in BLOCK_SIZES}
+        self.neighbours = neighbours
+        partitions = {size: partition(neighbours, size) for size in BLOCK_SIZES}
         cost = {
             size: len(blocks) * _width(blocks) * (size + OVERHEAD) for size, blocks in partitions.items()
         }  # scores, and what gathering costs
         size = min(cost, key=lambda size: cost[size])
-        self.is_cut = cost[size] < WORTH * matrix.size
+        self.is_cut = cost[size] < WORTH * len(neighbours) ** 2
         if not self.is_cut:
+            self._keep("allowed", neighbours.dense())
             return
         blocks, width = partitions[size], _width(partitions[size])
         queries = np.zeros((len(blocks), size), dtype=np.int64)
         keys = np.zeros((len(blocks), width), dtype=np.int64)
-        block_allowed = np.zeros((len(blocks), size, width), dtype=np.bool_)
-        places = np.zeros(len(matrix), dtype=np.int64)
-        for number, (members, neighbours) in enumerate(blocks):
+        # Numbers to add, for that is one pass over the scores in training where a mask of booleans takes two.
+        block_mask = np.full((len(blocks), size, width), -np.inf, dtype=np.float32)
+        places = np.zeros(len(neighbours), dtype=np.int64)
+        column = np.zeros(len(neighbours), dtype=np.int64)
+        for number, (members, union) in enumerate(blocks):
             # A block that is not full repeats its first sensor, and what it does not look at is masked.
             queries[number] = members[0]
             queries[number, : len(members)] = members
-            keys[number, : len(neighbours)] = neighbours
-            block_allowed[number, :, : len(neighbours)] = matrix[np.ix_(queries[number], neighbours)]
+            keys[number, : len(union)] = union
+            column[union] = np.arange(len(union))
+            for row, sensor in enumerate(queries[number]):
+                block_mask[number, row, column[neighbours.of_sensor(sensor)]] = 0
             places[members] = number * size + np.arange(len(members))
         for name, array in (("queries", queries.ravel()), ("keys", keys.ravel()), ("places", places)):
             self._keep(name, torch.from_numpy(array))
-        # As numbers to add, for that is one pass over the scores in training where a mask of booleans takes two.
-        block_mask = torch.zeros(block_allowed.shape)  # (G, S, U)
-        block_mask[torch.from_numpy(~block_allowed)] = -torch.inf
-        self._keep("block_mask", block_mask)
+        self._keep("block_mask", torch.from_numpy(block_mask))  # (G, S, U)
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Keep what moves with the module to a device and is no part of its weights: it follows from the mask."""
@@ -89,31 +92,34 @@ def _width(blocks: list[Block]) -> int:
     return -(-max(len(neighbours) for _, neighbours in blocks) // 8) * 8
 
 
-def partition(allowed: NDArray[np.bool_], size: int) -> list[Block]:
+def partition(allowed: Neighbours, size: int) -> list[Block]:
     """Group sensors into blocks of that size (the last may be smaller), each grown by what widens it least.
 
     A block starts at the sensor with the fewest neighbours that are not in a block yet, at the rim of what is left.
     """
-    neighbours = [np.flatnonzero(row) for row in allowed]
-    seen_by = [np.flatnonzero(column) for column in allowed.T]
+    seeing = Neighbours.of(csr_array(allowed.matrix().T))
+    neighbours, seen_by = ([graph.of_sensor(sensor) for sensor in range(len(allowed))] for graph in (allowed, seeing))
     left = np.ones(len(allowed), dtype=np.bool_)
-    degree = allowed.sum(axis=1)
+    degree = allowed.counts.numpy()
     left_neighbours = degree.copy()
+    never = len(allowed) + 1  # more than any count
     blocks = []
     while left.any():
         union = np.zeros(len(allowed), dtype=np.bool_)
         widening = degree.copy()  # how many keys a sensor would add to the block
-        sensor = int(np.where(left, left_neighbours, len(allowed) + 1).argmin())
+        widening[~left] = 2 * never  # of which no key takes it away
+        sensor = int(np.where(left, left_neighbours, never).argmin())
         members = []
         while True:
             members.append(sensor)
             left[sensor] = False
+            widening[sensor] = 2 * never
             left_neighbours[seen_by[sensor]] -= 1
             for key in neighbours[sensor][~union[neighbours[sensor]]]:
                 widening[seen_by[key]] -= 1
             union[neighbours[sensor]] = True
             if len(members) == size or not left.any():
                 break
-            sensor = int(np.where(left, widening, len(allowed) + 1).argmin())
+            sensor = int(widening.argmin())
         blocks.append((np.array(members), np.flatnonzero(union)))
     return blocks

@@ -3,31 +3,31 @@
 import torch
 from torch import Tensor, nn
 
+from lib.interface import Neighbours
+from model.sparse_product import SparseProduct
+
 
 class GraphAutoregression(nn.Module):
-    """Forecast x[t] = sum over l of x[t-1-l] A[l], step by step, as in a network autoregression.
+    """Forecast x[t] = sum over l of A[l] x[t-1-l], step by step, as in a network autoregression.
 
     The coefficients are fitted before training (`lib.data.autoregression`) and are not trained.
 
     Args:
-        coefficients: A, (lags, N, N).
+        neighbours: the sensors that each follows, E in all.
+        coefficients: A, (lags, E).
         horizon: P.
     """
 
-    coefficients: Tensor
-
-    def __init__(self, coefficients: Tensor, horizon: int) -> None:
+    def __init__(self, neighbours: Neighbours, coefficients: Tensor, horizon: int) -> None:
         super().__init__()
-        self.horizon = horizon
-        self.register_buffer("coefficients", coefficients, persistent=False)
+        self.horizon, self.sensors, self.lags = horizon, len(neighbours), len(coefficients)
+        self.product = SparseProduct(neighbours, coefficients)
 
     def forward(self, values: Tensor) -> Tensor:
         """Forecast (B, N, P) from the last steps (B, N, at least lags), the latest one last."""
-        lags, sensors, _ = self.coefficients.shape
-        matrix = self.coefficients.flatten(0, 1)  # (lags N, N)
-        state = values[:, :, -lags:].flip(2).transpose(1, 2).flatten(1)  # (B, lags N), the latest step first
+        state = values[:, :, -self.lags :].flip(2).permute(2, 1, 0).flatten(0, 1)  # (lags N, B), the latest step first
         steps = []
         for _ in range(self.horizon):
-            steps.append(state @ matrix)  # (B, N)
-            state = torch.cat([steps[-1], state[:, :-sensors]], dim=1)
-        return torch.stack(steps, dim=2)  # (B, N, P)
+            steps.append(self.product(state))  # (N, B)
+            state = torch.cat([steps[-1], state[: -self.sensors]])
+        return torch.stack(steps).permute(2, 1, 0)  # (B, N, P)

@@ -19,6 +19,7 @@ from model.embeddings import HarmonicEmbedding
 from model.encoder import DTGLKNetEncoder, EncoderSettings
 from model.graph_autoregression import GraphAutoregression
 from model.mlp import ResidualMLPBlock
+from model.neighbour_means import KINDS, NeighbourMeans
 
 LAYERS = 3  # residual MLP blocks of a head
 LEAST_WEIGHT = 0.05  # of the measured sensors in a mean, so that a mean of hardly any does not explode
@@ -81,12 +82,6 @@ class ResidualSettings(DecoderSettings, EncoderSettings):
         return {**EncoderSettings.faults(self, sizes), **DecoderSettings.faults(self, sizes)}
 
 
-def mean_weights(allowed: Tensor) -> Tensor:
-    """Return the weights (N, N) of the mean over the other sensors that a mask (N, N) allows; 0 if none is."""
-    others = allowed.float().fill_diagonal_(0)
-    return others / others.sum(dim=1, keepdim=True).clamp_min(1)
-
-
 class SensorMLP(nn.Module):
     """From a few values of each sensor, and which sensor and time it is, to P numbers, by residual MLP blocks.
 
@@ -132,8 +127,6 @@ class HorizonDecoder(nn.Module):
         memory_channels: width of a sensor's whole memory, M * C; 0 for a decoder without an encoder.
     """
 
-    mean_weights: Tensor | None
-
     def __init__(self, graphs: Graphs, sizes: Sizes, settings: DecoderSettings, memory_channels: int = 0) -> None:
         super().__init__()
         sensors, self.hour, horizon = len(graphs.topology), sizes.steps_per_hour, sizes.horizon
@@ -145,14 +138,12 @@ class HorizonDecoder(nn.Module):
         if settings.needs().autoregression:
             if graphs.autoregression is None:
                 raise ValueError("found graphs without coefficients, expected those of an autoregression")
-            self.autoregression = GraphAutoregression(graphs.autoregression, horizon)
-        masks = (torch.ones_like(graphs.similarity), graphs.similarity, graphs.topology) if settings.graph_means else ()
-        weights = torch.stack([mean_weights(mask) for mask in masks]) if masks else None  # (3, N, N)
-        self.register_buffer("mean_weights", weights, persistent=False)
+            self.autoregression = GraphAutoregression(graphs.topology, graphs.autoregression, horizon)
+        self.means = NeighbourMeans(graphs) if settings.graph_means else None
 
         own = (2 * self.hour + horizon if settings.residual else self.hour) + self.past_days * self.same_steps
         expected = 0 if self.autoregression is None else horizon
-        values = own + expected + len(masks) * self.hour + memory_channels
+        values = own + expected + (KINDS * self.hour if settings.graph_means else 0) + memory_channels
         self.residual_head = SensorMLP(sensors, values, sizes, settings)
         self.direct_head = SensorMLP(sensors, self.hour, sizes, settings) if settings.direct_head else None
 
@@ -189,11 +180,11 @@ class HorizonDecoder(nn.Module):
             expected = self.autoregression(heard)  # (B, N, P)
             values.append(expected)
             base = base + expected
-        if self.mean_weights is not None:
-            means = self.mean_weights @ heard.unsqueeze(1)  # (B, 3, N, h)
+        if self.means is not None:
+            means = self.means(heard)  # (B, N, 3, h)
             if weight is not None:
-                means = means / (self.mean_weights @ weight[:, None, :, None]).clamp_min(LEAST_WEIGHT)
-            values.append(means.transpose(1, 2).flatten(2))
+                means = means / self.means(weight.unsqueeze(-1)).clamp_min(LEAST_WEIGHT)
+            values.append(means.flatten(2))
         if memory is not None:
             values.append(memory.flatten(2))
         return base + self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)

@@ -13,9 +13,12 @@ import torch
 from torch import nn
 
 from lib.config import Config, load_config
+from lib.data.autoregression import graph_autoregression
+from lib.data.prepared import Prepared
+from lib.data.profile import HistoricalProfile
 from lib.errors import run_script
 from lib.files import REPOSITORY_ROOT
-from lib.interface import Graphs, Sizes
+from lib.interface import Graphs, Neighbours, Sizes
 from model.variants import VARIANTS
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -122,6 +125,20 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(path: Path, overrides: Sequence[str] = (), recipe: str | None = None) -> Config:
     """Read the settings of a run, with the variants that are shipped."""
     return load_config(path, VARIANTS, overrides, recipe)
+
+
+def dense_graphs(similarity: Any, topology: Any, encoding: torch.Tensor, autoregression: Any = None) -> Graphs:
+    """Return graphs by their masks (N, N), perhaps with coefficients A[lag, j, i] of what j adds to i."""
+    near = Neighbours.of(topology)
+    coefficients = None if autoregression is None else autoregression[:, near.sensors, near.rows]
+    return Graphs(Neighbours.of(similarity), near, encoding, coefficients)
+
+
+def dense_fit(prepared: Prepared, profile: HistoricalProfile, near: np.ndarray, *others: Any) -> np.ndarray:
+    """Return the fitted coefficients of an autoregression as A[lag, j, i], what j adds to i, under a mask (N, N)."""
+    neighbours = Neighbours.of(near)
+    coefficients = graph_autoregression(prepared, profile, neighbours, *others)
+    return neighbours.dense(torch.from_numpy(coefficients)).transpose(1, 2).numpy()
 
 
 def make_network(name: str, graphs: Graphs, sizes: Sizes, **settings: Any) -> nn.Module:

@@ -11,13 +11,13 @@ from torch import nn
 
 import ablation
 from lib.files import load_json
-from lib.interface import Graphs, Inputs
+from lib.interface import Inputs
 from lib.runs import TrainingRun, start_run
 from model.attention import CrossAttention
 from model.deformable_patches import RegularPatches
 from model.dtg_lknet import DTGLKNet
 from model.variants import VARIANTS
-from tests.conftest import Call, DatasetMaker, load, tiny_series
+from tests.conftest import Call, DatasetMaker, dense_graphs, load, tiny_series
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -49,8 +49,8 @@ CHANGED: dict[str, tuple[set[str], Callable[[DTGLKNet], bool]]] = {
     ),
     "paper-no-large-branch": ({f"front_end.blocks.{i}.large" for i in range(6)}, without_large_kernels),
     "paper-no-small-branch": ({f"front_end.blocks.{i}.small" for i in range(6)}, without_small_kernels),
-    "paper-no-similarity-graph": (set(), lambda model: bool(model.similarity_graph.allowed.all())),
-    "paper-no-topology-graph": (set(), lambda model: bool(model.topology_graph.allowed.all())),
+    "paper-no-similarity-graph": (set(), lambda model: bool(model.similarity_graph.neighbours.density == 1)),
+    "paper-no-topology-graph": (set(), lambda model: bool(model.topology_graph.neighbours.density == 1)),
     "paper-no-laplacian-encoding": ({"encoder_embedding.node", "decoder_embedding.node"}, without_laplacian_encoding),
     "paper-no-time-gate": ({"decoder.0.gate"}, lambda model: isinstance(model.decoder[0].gate, CrossAttention)),
 }
@@ -66,7 +66,11 @@ def test_a_row_changes_its_part_of_the_network_alone(row: str, make_dataset: Dat
     assert {prefix for prefix in prefixes if not any(found.startswith(prefix) for found in names)} == set()
     assert all(found.startswith(tuple(prefixes)) for found in names)
     graphs, other_graphs = full.extra["graphs"], changed.extra["graphs"]
-    different = [name for name in ("similarity", "topology") if not torch.equal(graphs[name], other_graphs[name])]
+    different = [
+        name
+        for name in ("similarity", "topology")
+        if not torch.equal(graphs[name]["sensors"], other_graphs[name]["sensors"])
+    ]
     expected = {"paper-no-similarity-graph": ["similarity"], "paper-no-topology-graph": ["topology"]}
     assert different == expected.get(row, [])
     assert holds(changed.model)
@@ -78,7 +82,7 @@ def test_a_row_changes_its_part_of_the_network_alone(row: str, make_dataset: Dat
 @torch.no_grad()
 def test_the_rollout_of_an_ablated_model_equals_decoding_anew(part: str, make_dataset: DatasetMaker) -> None:
     config = load(make_dataset(), [f"Model.{part}=off"])
-    graphs = Graphs(torch.eye(5).bool(), torch.eye(5).bool(), torch.randn(5, 8))
+    graphs = dense_graphs(torch.eye(5).bool(), torch.eye(5).bool(), torch.randn(5, 8))
     model: nn.Module = config.variant.network(graphs, config.sizes, config.model).eval()
     inputs = Inputs(torch.randn(2, 5, 6), torch.randn(2, 5), torch.zeros(2))
     start = inputs.start.unsqueeze(-1)

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Inputs, Neighbours, Sizes
 from model.attention_blocks import BLOCK_SIZES, AttentionBlocks, partition
 from model.scaled_dot_product import FEW_KEYS, scaled_dot_product
-from tests.conftest import make_network
+from tests.conftest import dense_graphs, make_network
 
 
 def ring(sensors: int, reach: int) -> NDArray[np.bool_]:
@@ -52,7 +52,7 @@ def inputs(sensors: int) -> list[Tensor]:
 
 
 def test_attention_and_gradients_equal_those_of_dense_attention(allowed: NDArray[np.bool_]) -> None:
-    mask, graph = torch.from_numpy(allowed), AttentionBlocks(torch.from_numpy(allowed))
+    mask, graph = torch.from_numpy(allowed), AttentionBlocks(Neighbours.of(allowed))
     query, key, value = inputs(len(allowed))
     weight = torch.randn_like(query)
     results = []
@@ -63,7 +63,7 @@ def test_attention_and_gradients_equal_those_of_dense_attention(allowed: NDArray
 
 
 def test_wide_blocks_take_the_fused_kernel() -> None:
-    graph = AttentionBlocks(torch.from_numpy(MASKS["wide"]))
+    graph = AttentionBlocks(Neighbours.of(MASKS["wide"]))
     assert graph.block_mask.shape[2] > FEW_KEYS
     query, key, value = inputs(600)
     with profile(activities=[ProfilerActivity.CPU]) as profiled, torch.no_grad():
@@ -73,7 +73,7 @@ def test_wide_blocks_take_the_fused_kernel() -> None:
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_blocks_hold_every_sensor_once_and_all_it_may_look_at(allowed: NDArray[np.bool_], size: int) -> None:
-    blocks = partition(allowed, size)
+    blocks = partition(Neighbours.of(allowed), size)
     members = np.concatenate([block[0] for block in blocks])
     assert np.array_equal(np.sort(members), np.arange(len(allowed)))
     assert max(len(block[0]) for block in blocks) <= size
@@ -82,7 +82,7 @@ def test_blocks_hold_every_sensor_once_and_all_it_may_look_at(allowed: NDArray[n
 
 
 def test_sparse_masks_are_cut_and_dense_ones_are_not() -> None:
-    cut = {name: AttentionBlocks(torch.from_numpy(mask)).is_cut for name, mask in MASKS.items()}
+    cut = {name: AttentionBlocks(Neighbours.of(mask)).is_cut for name, mask in MASKS.items()}
     assert cut["ring"]
     assert cut["wide"]
     assert cut["alone"]
@@ -92,14 +92,14 @@ def test_sparse_masks_are_cut_and_dense_ones_are_not() -> None:
 
 
 def test_the_blocks_of_a_long_road_do_not_grow_with_its_length() -> None:
-    widths = {AttentionBlocks(torch.from_numpy(ring(length, 3))).block_mask.shape[2] for length in (100, 200, 400)}
+    widths = {AttentionBlocks(Neighbours.of(ring(length, 3))).block_mask.shape[2] for length in (100, 200, 400)}
     assert len(widths) == 1
 
 
 def test_blocks_are_no_weights_and_are_copied_with_the_network() -> None:
     sizes = Sizes(steps_per_hour=4, weeks=0, days=0, hours=2, horizon=2, channels=8, layers=1, heads=2)
     encoding = torch.randn(60, 2)
-    graphs = [Graphs(*[torch.from_numpy(ring(60, reach))] * 2, encoding) for reach in (1, 4)]
+    graphs = [dense_graphs(*[ring(60, reach)] * 2, encoding) for reach in (1, 4)]
     model, other = (make_network("paper", of_sensors, sizes).eval() for of_sensors in graphs)
     inputs = Inputs(torch.randn(1, 60, 8), torch.randn(1, 60), torch.zeros(1, dtype=torch.int64))
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 
 import lib.data.autoregression
 from lib.checkpoints import load_checkpoint, save_checkpoint
-from lib.data.autoregression import LEAST_ERROR, PENALTY, autoregression_lags, graph_autoregression
+from lib.data.autoregression import LEAST_ERROR, PENALTY, autoregression_lags
 from lib.data.prepared import Prepared, prepare
 from lib.data.preparing import calendar_for
 from lib.data.profile import HistoricalProfile
@@ -18,7 +18,7 @@ from lib.errors import InputError
 from lib.runs import TrainingRun, profile_for, resume_run, start_run
 from model.graph_autoregression import GraphAutoregression
 from model.variants import VARIANTS
-from tests.conftest import load, write_dataset
+from tests.conftest import dense_fit, dense_graphs, load, write_dataset
 
 DAY = 48  # so that half an hour is one step
 SENSORS = 6
@@ -37,7 +37,7 @@ def prepared_of(residual: np.ndarray) -> tuple[Prepared, HistoricalProfile]:
 
 def fitted(residual: np.ndarray, near: np.ndarray = NEAR, steps_per_day: int = DAY) -> np.ndarray:
     prepared, profile = prepared_of(residual)
-    return graph_autoregression(prepared, profile, near, Calendar(steps_per_day))
+    return dense_fit(prepared, profile, near, Calendar(steps_per_day))
 
 
 def fitted_rows(residual: np.ndarray, steps_per_day: int = DAY) -> np.ndarray:
@@ -103,14 +103,14 @@ def test_units_do_not_matter(factor: float) -> None:
 
 def test_it_looks_at_training_rows_after_the_first_day_alone() -> None:
     prepared, profile = prepared_of(simulated(along_a_road(), steps=600))
-    fit = graph_autoregression(prepared, profile, NEAR, Calendar(DAY))
+    fit = dense_fit(prepared, profile, NEAR, Calendar(DAY))
     counted = slice(DAY, prepared.training_rows)
     flow = prepared.flow + 50
     flow[counted] = prepared.flow[counted]
-    elsewhere = graph_autoregression(replace(prepared, flow=flow), profile, NEAR, Calendar(DAY))
+    elsewhere = dense_fit(replace(prepared, flow=flow), profile, NEAR, Calendar(DAY))
     np.testing.assert_array_equal(elsewhere, fit)
     flow[counted] *= np.random.default_rng(4).uniform(0.5, 2, flow[counted].shape)
-    assert (graph_autoregression(replace(prepared, flow=flow), profile, NEAR, Calendar(DAY)) != fit).any()
+    assert (dense_fit(replace(prepared, flow=flow), profile, NEAR, Calendar(DAY)) != fit).any()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 8])
@@ -130,14 +130,12 @@ def test_steps_without_a_profile_do_not_count() -> None:
     begin = 500
     residual[:begin, 2] = np.nan
     late, profile = prepared_of(residual)
-    fit = graph_autoregression(late, profile, NEAR, Calendar(DAY))
+    fit = dense_fit(late, profile, NEAR, Calendar(DAY))
     misleading = profile.series.copy()
     misleading[: begin + DAY, 2] -= 1000
-    np.testing.assert_array_equal(
-        graph_autoregression(late, replace(profile, series=misleading), NEAR, Calendar(DAY)), fit
-    )
+    np.testing.assert_array_equal(dense_fit(late, replace(profile, series=misleading), NEAR, Calendar(DAY)), fit)
     misleading[begin + DAY, 2] -= 1000
-    assert (graph_autoregression(late, replace(profile, series=misleading), NEAR, Calendar(DAY)) != fit).any()
+    assert (dense_fit(late, replace(profile, series=misleading), NEAR, Calendar(DAY)) != fit).any()
     np.testing.assert_allclose(fit[:, NEAR], along_a_road()[:, NEAR], atol=0.06)
 
     residual[DAY:, 2] = np.nan
@@ -206,15 +204,18 @@ def test_a_rollout_feeds_each_step_to_the_next(lags: int) -> None:
     steps = list(values.unbind(dim=2))
     for _ in range(7):
         steps.append(sum(steps[-1 - lag] @ coefficients[lag] for lag in range(lags)))  # type: ignore[arg-type]
-    model = GraphAutoregression(coefficients, horizon=7)
+    graphs = dense_graphs(np.eye(SENSORS), np.ones((SENSORS, SENSORS)), torch.zeros(SENSORS, 1), coefficients)
+    assert graphs.autoregression is not None
+    model = GraphAutoregression(graphs.topology, graphs.autoregression, horizon=7)
     torch.testing.assert_close(model(values), torch.stack(steps[5:], dim=2))
     assert not list(model.parameters())
     assert not model.state_dict()  # they travel with the graphs
 
 
 def coefficients_of(run: TrainingRun) -> torch.Tensor:
-    buffers = dict(run.trainer.model.named_buffers())
-    return next(value for name, value in buffers.items() if name.endswith("autoregression.coefficients"))
+    """Return the coefficients (lags, N, N) that the network of a run has."""
+    autoregression = run.trainer.model.get_submodule("members.0.autoregression")
+    return autoregression.product.matrix.unflatten(1, (autoregression.lags, -1)).transpose(0, 1)  # type: ignore[union-attr,operator]
 
 
 def test_a_run_is_given_what_was_fitted_on_its_graph(tmp_path: Path) -> None:
@@ -224,9 +225,9 @@ def test_a_run_is_given_what_was_fitted_on_its_graph(tmp_path: Path) -> None:
     near = np.abs(np.subtract.outer(place, place)) < 2  # the links are a chain
     profile = profile_for(config, run.prepared)
     assert profile is not None
-    fit = graph_autoregression(run.prepared, profile, near, calendar)
+    fit = dense_fit(run.prepared, profile, near, calendar)
     assert fit.any()
-    np.testing.assert_array_equal(coefficients_of(run), fit)
+    np.testing.assert_array_equal(coefficients_of(run), fit.transpose(0, 2, 1))
     resumed = resume_run(run.folder, VARIANTS, None)
     assert torch.equal(coefficients_of(resumed), coefficients_of(run))
 

@@ -156,8 +156,8 @@ def test_a_simulated_network_is_like_a_road_network() -> None:
     assert len(np.unique(pairs, axis=0)) == len(pairs) == round(1.1 * 307)
     assert (pairs[:, 0] < pairs[:, 1]).all()
     assert "components: 1;" in graphs.summary()
-    assert 0.01 < graphs.topology.mean() < 0.1
-    assert graphs.similarity.sum(axis=1).min() - 1 >= 10  # itself and the most similar ones
+    assert 0.01 < graphs.topology.density < 0.1
+    assert graphs.similarity.counts.min() - 1 >= 10  # itself and the most similar ones
 
 
 def test_differences_are_relative_to_their_scale() -> None:

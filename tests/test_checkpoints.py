@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.checkpoints import load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from lib.checkpoints import CHECKPOINT_FORMAT, load_checkpoint, load_tensors, save_checkpoint, save_tensors
 from lib.errors import InputError
 from lib.runs import resume_run, start_run
 from model.variants import VARIANTS
@@ -129,4 +129,4 @@ def test_a_saved_checkpoint_comes_back(tmp_path: Path) -> None:
     for profile_week in (torch.arange(6.0).view(3, 2), None):  # None: of a network that asks for no profile
         content = {**CONTENT, **carried, "profile_week": profile_week}
         save_checkpoint(tmp_path / "best.pt", content)
-        assert same(load_checkpoint(tmp_path / "best.pt"), {"format": 2, **content})
+        assert same(load_checkpoint(tmp_path / "best.pt"), {"format": CHECKPOINT_FORMAT, **content})

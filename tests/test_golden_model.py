@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Inputs, Sizes
 from model.dtg_lknet import DTGLKNet
 from model.released import released_position_encoding
 from model.released_weights import from_released, load_released, to_released, to_released_checkpoint
-from tests.conftest import make_network
+from tests.conftest import dense_graphs, make_network
 
 REFERENCE = Path(__file__).parent / "reference" / "model_n7_layers1.npz"
 NAMES = {"paper": "described", "released": "released"}  # of the variants in the file
@@ -37,7 +37,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def model(variant: str, reference: dict[str, np.ndarray]) -> DTGLKNet:
-    graphs = Graphs(
+    graphs = dense_graphs(
         ~torch.from_numpy(reference["blocked_similarity"]),
         ~torch.from_numpy(reference["blocked_topology"]),
         torch.from_numpy(reference["laplacian_encoding"]),
@@ -126,7 +126,7 @@ def test_released_checkpoint_faults_are_listed(model: DTGLKNet, reference: dict[
 
 def test_an_ablation_that_the_released_code_lacks_is_not_loaded_in_part(reference: dict[str, np.ndarray]) -> None:
     mask = torch.ones(7, 7, dtype=torch.bool)
-    graphs = Graphs(mask, mask, torch.from_numpy(reference["laplacian_encoding"]))
+    graphs = dense_graphs(mask, mask, torch.from_numpy(reference["laplacian_encoding"]))
     sizes = Sizes(steps_per_hour=12, weeks=0, days=0, hours=12, horizon=12, layers=1)
     model = make_network("paper", graphs, sizes, time_gate=False)
     with pytest.raises(RuntimeError, match=r"decoder\.0\.gate\.query\.weight"):

@@ -5,8 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+import lib.data.graphs
 from lib.data.graphs import (
     EQUAL,
     Links,
@@ -32,6 +34,10 @@ def random_links(num_nodes, num_links, seed):
     ends = np.random.default_rng(seed).integers(0, num_nodes, (num_links, 2))
     pairs = np.unique(np.sort(ends[ends[:, 0] != ends[:, 1]], axis=1), axis=0)
     return Links(pairs.reshape(-1, 2), self_links=0, duplicates=0, reversed_duplicates=0, sensor_ids=None)
+
+
+def dense(matrix):
+    return matrix.toarray() if isinstance(matrix, csr_array) else matrix
 
 
 def random_distance(num_nodes, seed):
@@ -79,7 +85,7 @@ def test_ids_stand_for_positions_in_the_order_of_the_id_file(tmp_path):
 def test_header_alone_means_no_links(tmp_path):
     links = read_links(write(tmp_path, "from,to,cost\n"), num_nodes=3)
     assert links.pairs.shape == (0, 2)
-    assert not adjacency_matrix(links, 3).any()
+    assert not adjacency_matrix(links, 3).nnz
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_a_matrix_counts_as_the_list_of_its_links(tmp_path, seed):
         for count in ("self_links", "duplicates", "reversed_duplicates"):
             assert getattr(links, count) == getattr(expected, count)
     symmetric = (matrix != 0) | (matrix != 0).T
-    assert np.array_equal(adjacency_matrix(expected, number), symmetric & ~np.eye(number, dtype=bool))
+    assert np.array_equal(dense(adjacency_matrix(expected, number)), symmetric & ~np.eye(number, dtype=bool))
     assert expected.self_links == np.count_nonzero(np.diag(matrix))
 
 
@@ -265,8 +271,8 @@ def test_masks_equal_those_of_the_released_code():
     with np.load(REFERENCE / "graphs_n20.npz", allow_pickle=False) as reference:
         allowed = released_similarity_mask(reference["distance"])
         assert np.array_equal(allowed, ~reference["blocked_similarity"])
-        near = topology_mask(hop_distances(reference["adjacency"].astype(bool)))
-        assert np.array_equal(near, ~reference["blocked_topology"])
+        near = topology_mask(csr_array(reference["adjacency"].astype(bool)))
+        assert np.array_equal(near.toarray(), ~reference["blocked_topology"])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -276,13 +282,15 @@ def test_hop_distances_count_powers_of_the_adjacency(seed):
     reached = np.eye(15, dtype=bool)
     for hops in range(15):
         expected[reached & np.isinf(expected)] = hops
-        reached = (reached.astype(int) @ adjacency.astype(int)) > 0
+        reached = (reached.astype(int) @ dense(adjacency).astype(int)) > 0
     assert np.array_equal(hop_distances(adjacency), expected)
 
 
 def test_topology_mask_grows_with_the_hops_up_to_the_component():
-    hops_between = hop_distances(adjacency_matrix(random_links(25, 22, seed=3), 25))
-    masks = [topology_mask(hops_between, hops) for hops in range(1, 26)]
+    adjacency = adjacency_matrix(random_links(25, 22, seed=3), 25)
+    hops_between = hop_distances(adjacency)
+    masks = [topology_mask(adjacency, hops).toarray() for hops in range(1, 26)]
+    assert all(np.array_equal(mask, hops_between < hops) for hops, mask in enumerate(masks, start=1))
     assert np.array_equal(masks[0], np.eye(25, dtype=bool))
     assert all((nearer <= farther).all() for nearer, farther in pairwise(masks))
     assert np.array_equal(masks[-1], np.isfinite(hops_between))
@@ -290,7 +298,7 @@ def test_topology_mask_grows_with_the_hops_up_to_the_component():
 
 def test_nearest_keeps_the_most_similar_others_both_ways():
     distance = random_distance(12, seed=0)
-    mask = similarity_mask_nearest(distance, neighbours=3)
+    mask = similarity_mask_nearest(distance, neighbours=3).toarray()
     for i in range(12):
         closest = {int(j) for j in np.argsort(distance[i]) if j != i}
         ranked = sorted(closest, key=lambda j: distance[i, j])[:3]
@@ -301,7 +309,7 @@ def test_nearest_keeps_the_most_similar_others_both_ways():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nearest_is_symmetric_and_grows_with_the_neighbours(seed):
     distance = random_distance(12, seed)
-    masks = [similarity_mask_nearest(distance, neighbours) for neighbours in range(15)]
+    masks = [similarity_mask_nearest(distance, neighbours).toarray() for neighbours in range(15)]
     assert np.array_equal(masks[0], np.eye(12, dtype=bool))
     assert masks[11].all()
     assert masks[14].all()
@@ -313,7 +321,7 @@ def test_nearest_is_symmetric_and_grows_with_the_neighbours(seed):
 
 def test_nearest_breaks_ties_by_position_and_counts_identical_sensors_as_others():
     # All alike: sensors 0 and 1 are chosen by all others, and choose one another and sensor 2.
-    mask = similarity_mask_nearest(np.zeros((6, 6)), neighbours=2)
+    mask = similarity_mask_nearest(np.zeros((6, 6)), neighbours=2).toarray()
     expected = np.eye(6, dtype=bool)
     expected[:2] = expected[:, :2] = True
     assert np.array_equal(mask, expected)
@@ -333,9 +341,9 @@ def test_masks_follow_a_permutation_of_the_sensors(seed):
     distance, adjacency = random_distance(14, seed), adjacency_matrix(random_links(14, 12, seed), 14)
     order = np.random.default_rng(seed).permutation(14)
     for rule in (similarity_mask_nearest, similarity_mask_gaussian, released_similarity_mask):
-        assert np.array_equal(rule(permuted(distance, order)), permuted(rule(distance), order))
-    reordered = topology_mask(hop_distances(permuted(adjacency, order)))
-    assert np.array_equal(reordered, permuted(topology_mask(hop_distances(adjacency)), order))
+        assert np.array_equal(dense(rule(permuted(distance, order))), permuted(dense(rule(distance)), order))
+    reordered = topology_mask(permuted(adjacency, order))
+    assert np.array_equal(dense(reordered), permuted(dense(topology_mask(adjacency)), order))
 
 
 # Laplacian encodings
@@ -343,7 +351,7 @@ def test_masks_follow_a_permutation_of_the_sensors(seed):
 
 def normalised_laplacian(adjacency, exponent):
     scale = np.diag(adjacency.sum(axis=1).astype(float) ** exponent)
-    return np.eye(len(adjacency)) - scale @ adjacency @ scale
+    return np.eye(len(scale)) - scale @ dense(adjacency) @ scale
 
 
 def ring_with_chords(num_nodes):
@@ -353,7 +361,7 @@ def ring_with_chords(num_nodes):
         adjacency[i, (i + 1) % num_nodes] = adjacency[(i + 1) % num_nodes, i] = True
     adjacency[0, num_nodes // 2] = adjacency[num_nodes // 2, 0] = True
     adjacency[1, 4] = adjacency[4, 1] = True
-    return adjacency
+    return csr_array(adjacency)
 
 
 @pytest.mark.parametrize(("encode", "exponent"), [(laplacian_encoding, -0.5), (released_laplacian_encoding, -1.0)])
@@ -376,7 +384,7 @@ def test_columns_are_orthonormal_eigenvectors_in_order(encode, exponent, dimensi
 
 def test_second_eigenvector_tells_the_ends_of_a_road_apart():
     road = np.diag(np.ones(9, dtype=bool), k=1)
-    column = laplacian_encoding(road | road.T, 1)[:, 0]
+    column = laplacian_encoding(csr_array(road | road.T), 1)[:, 0]
     assert (np.sign(column[:5]) == -np.sign(column[:4:-1])).all()
     assert len(set(np.sign(column[:5]))) == 1
 
@@ -386,8 +394,8 @@ def test_isolated_sensors_have_zero_rows_and_do_not_change_the_others(encode):
     linked = ring_with_chords(9)
     adjacency = np.zeros((12, 12), dtype=bool)
     kept = [0, 1, 3, 4, 5, 7, 8, 9, 11]
-    adjacency[np.ix_(kept, kept)] = linked
-    encoding = encode(adjacency, 5)
+    adjacency[np.ix_(kept, kept)] = dense(linked)
+    encoding = encode(csr_array(adjacency), 5)
     assert not encoding[[2, 6, 10]].any()
     np.testing.assert_array_equal(encoding[kept], encode(linked, 5))
 
@@ -400,7 +408,7 @@ def test_small_networks_are_padded_with_zeros(encode):
     assert encoding.shape == (6, 64)
     assert not encoding[:, 5:].any()
     for num_nodes in (1, 4):
-        assert not encode(np.zeros((num_nodes, num_nodes), dtype=bool), 8).any()
+        assert not encode(csr_array((num_nodes, num_nodes), dtype=bool), 8).any()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -412,6 +420,26 @@ def test_encoding_follows_a_permutation_of_the_sensors(seed):
     np.testing.assert_allclose(np.abs(reordered), np.abs(encoding[order]), atol=1e-5)
 
 
+@pytest.mark.parametrize("encode", [laplacian_encoding, released_laplacian_encoding])
+@pytest.mark.parametrize("components", [1, 3])
+def test_the_sparse_solver_finds_what_the_dense_one_does(encode, components, monkeypatch):
+    """The eigenvectors themselves where eigenvalues are simple, and else the space that equal ones span."""
+    number = 60
+    links = [random_links(number, 90, seed).pairs + number * seed for seed in range(components)]
+    adjacency = adjacency_matrix(Links(np.concatenate(links), 0, 0, 0, None), number * components)
+    expected = encode(adjacency, 9)
+    monkeypatch.setattr(lib.data.graphs, "DENSE_SENSORS", 25)
+    found = encode(adjacency, 9)
+    assert np.array_equal(found, encode(adjacency, 9))
+    linked = np.flatnonzero(adjacency.sum(axis=1))
+    inside = adjacency[linked][:, linked]
+    zeros = 0  # columns of eigenvalue 0, one fewer than components
+    if encode is laplacian_encoding:
+        zeros = connected_components(inside, directed=False)[0] - 1
+        assert np.abs(normalised_laplacian(inside, -0.5) @ found[linked, :zeros]).max(initial=0) < 1e-5
+    np.testing.assert_allclose(found[:, zeros:], expected[:, zeros:], atol=1e-5)
+
+
 # Together
 
 
@@ -421,8 +449,8 @@ def test_encoding_follows_a_permutation_of_the_sensors(seed):
 def test_every_sensor_may_attend_to_itself_in_any_network(num_nodes, similarity, seed):
     links = random_links(num_nodes, 8, seed)
     graphs = build_graphs(links, random_distance(num_nodes, seed), num_nodes, 6, similarity=similarity)
-    assert graphs.similarity.diagonal().all()
-    assert graphs.topology.diagonal().all()
+    assert graphs.similarity.dense().diagonal().all()
+    assert graphs.topology.dense().diagonal().all()
     assert graphs.laplacian_encoding.shape == (num_nodes, 6)
 
 
@@ -430,13 +458,13 @@ def test_build_graphs_passes_every_choice_on():
     links, distance = random_links(13, 20, seed=0), random_distance(13, seed=0)
     adjacency = adjacency_matrix(links, 13)
     graphs = build_graphs(links, distance, 13, 4, neighbours=2, hops=2)
-    assert np.array_equal(graphs.similarity, similarity_mask_nearest(distance, 2))
-    assert np.array_equal(graphs.topology, adjacency | np.eye(13, dtype=bool))
+    assert np.array_equal(graphs.similarity.dense(), dense(similarity_mask_nearest(distance, 2)))
+    assert np.array_equal(graphs.topology.dense(), dense(adjacency) | np.eye(13, dtype=bool))
     assert np.array_equal(graphs.laplacian_encoding, laplacian_encoding(adjacency, 4))
     graphs = build_graphs(links, distance, 13, 4, similarity="gaussian", gaussian_threshold=0.7)
-    assert np.array_equal(graphs.similarity, similarity_mask_gaussian(distance, 0.7))
+    assert np.array_equal(graphs.similarity.dense(), dense(similarity_mask_gaussian(distance, 0.7)))
     graphs = build_graphs(links, distance, 13, 4, similarity="released", encoding="released")
-    assert np.array_equal(graphs.similarity, released_similarity_mask(distance))
+    assert np.array_equal(graphs.similarity.dense(), dense(released_similarity_mask(distance)))
     assert np.array_equal(graphs.laplacian_encoding, released_laplacian_encoding(adjacency, 4))
 
 

@@ -12,18 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.baselines import BASELINES
-from lib.data.autoregression import graph_autoregression
 from lib.data.imputed import FLAG_SHARE, causal_flags, imputed_values
 from lib.data.prepared import prepare
 from lib.data.preparing import calendar_for, prepared_for
 from lib.data.profile import HistoricalProfile
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Windows
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Inputs, Sizes
 from lib.report.figures import imputed_days
 from lib.report.results import load_results
 from lib.runs import TrainingRun, score_run, start_run
-from tests.conftest import Call, load, make_network, tiny_series, write_dataset
+from tests.conftest import Call, dense_fit, dense_graphs, load, make_network, tiny_series, write_dataset
 from tests.test_missing import scores_by_definition
 from tests.test_predict import read_forecast
 
@@ -106,7 +105,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"residual_mlp": {}, "residual": {"patch_l
 def network(variant: str, **changes: bool) -> torch.nn.Module:
     torch.manual_seed(1)
     near = torch.from_numpy(NEAR)
-    graphs = Graphs(near, near, torch.randn(SENSORS, 3), 0.3 * torch.randn(1, SENSORS, SENSORS) * near)
+    graphs = dense_graphs(near, near, torch.randn(SENSORS, 3), 0.3 * torch.randn(1, SENSORS, SENSORS) * near)
     model = make_network(variant, graphs, SIZES, harmonics=4, **SETTINGS[variant], **changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -171,7 +170,7 @@ def test_muted_steps_do_not_enter_the_fit_of_the_autoregression() -> None:
     def fit(change: float, flags: np.ndarray | None) -> np.ndarray:
         changed = np.where(imputed[:-1], flow + change, flow)
         prepared = prepare(changed[:, :, None], WindowShape(0, 1, 2, HORIZON, 1), {})
-        return graph_autoregression(prepared, profile, NEAR, calendar, flags)
+        return dense_fit(prepared, profile, NEAR, calendar, flags)
 
     np.testing.assert_array_equal(fit(0, imputed), fit(30, imputed))
     assert (fit(0, None) != fit(30, None)).any()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.checkpoints import restored
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Graphs, Inputs, Neighbours, Sizes
 from model.attention import SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution, TokenConvolution
 from model.attention_blocks import AttentionBlocks
 from model.deformable_patches import DeformablePatches
@@ -18,7 +18,7 @@ from model.dtg_lknet import DTGLKNet
 from model.encoder import sinusoidal_encoding
 from model.large_kernels import LargeKernelBlock
 from model.variants import VARIANTS
-from tests.conftest import DatasetMaker, load, make_network
+from tests.conftest import DatasetMaker, dense_graphs, load, make_network
 
 SIZES = Sizes(steps_per_hour=4, weeks=0, days=0, hours=6, horizon=4, channels=16, layers=2, heads=4)
 
@@ -28,7 +28,7 @@ def random_graphs(num_nodes: int, encoding_channels: int = 5) -> Graphs:
     for _ in range(2):
         mask = torch.rand(num_nodes, num_nodes) < 0.4
         masks.append(mask | mask.T | torch.eye(num_nodes, dtype=torch.bool))
-    return Graphs(masks[0], masks[1], torch.randn(num_nodes, encoding_channels))
+    return dense_graphs(masks[0], masks[1], torch.randn(num_nodes, encoding_channels))
 
 
 def random_model(variant: str = "paper", graphs: Graphs | None = None, sizes: Sizes = SIZES) -> DTGLKNet:
@@ -142,9 +142,9 @@ def test_a_short_training_moves_what_the_released_code_never_trains() -> None:
 @torch.no_grad()
 def test_permuting_the_sensors_with_their_graphs_permutes_the_forecast() -> None:
     graphs, order = random_graphs(6), torch.randperm(6)
-    masks = (mask[order][:, order] for mask in (graphs.similarity, graphs.topology))
+    masks = (mask.dense()[order][:, order] for mask in (graphs.similarity, graphs.topology))
     model = random_model(graphs=graphs)
-    other = random_model(graphs=Graphs(*masks, graphs.laplacian_encoding[order]))
+    other = random_model(graphs=dense_graphs(*masks, graphs.laplacian_encoding[order]))
     other.load_state_dict(model.state_dict())
     inputs = random_inputs(model)
     permuted = inputs._replace(
@@ -249,11 +249,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Ten
 @torch.no_grad()
 def test_spatial_attention_equals_its_formula() -> None:
     layer = SpatialAttention(channels=8, heads=2, dropout=0.0)
-    allowed = random_graphs(5).similarity
+    allowed = random_graphs(5).similarity.dense()
     x = torch.randn(2, 5, 3, 8)
     heads = layer.query_key_value(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 2, 4, 1, 5)  # (3, B, M, heads, N, d)
     expected = attention(*heads, allowed).permute(0, 3, 1, 2, 4).flatten(3).relu()
-    torch.testing.assert_close(layer(x, AttentionBlocks(allowed)), expected)
+    torch.testing.assert_close(layer(x, AttentionBlocks(Neighbours.of(allowed))), expected)
     everywhere = attention(*heads, torch.ones_like(allowed)).permute(0, 3, 1, 2, 4).flatten(3).relu()
     torch.testing.assert_close(layer(x, None), everywhere)
 
@@ -264,7 +264,7 @@ def test_spatial_attention_sees_only_allowed_sensors() -> None:
     allowed = torch.eye(4, dtype=torch.bool)
     allowed[0, 1] = True
     x = torch.randn(1, 4, 2, 8)
-    graph = AttentionBlocks(allowed)
+    graph = AttentionBlocks(Neighbours.of(allowed))
     before = layer(x, graph)
     x[:, 1] += 1
     changed = (layer(x, graph) != before).flatten(2).any(-1)[0]
@@ -336,18 +336,18 @@ def test_a_checkpoint_restores_the_network_with_its_graphs(make_dataset: Dataset
     graphs = random_graphs(6)
     model = random_model(graphs=graphs, sizes=config.sizes)
     assert not any("graph" in name or "laplacian" in name for name in model.state_dict())
-    checkpoint = {"graphs": graphs._asdict(), "weights": model.state_dict()}
+    checkpoint = {"graphs": graphs.content(), "weights": model.state_dict()}
     other = restored(Path("best.pt"), checkpoint, config).eval()
     inputs = random_inputs(model)
     assert torch.equal(other(inputs), model(inputs))
     assert torch.equal(other(alone(inputs)), model(alone(inputs)))
-    assert torch.equal(other.similarity_graph.allowed, graphs.similarity)
+    assert torch.equal(other.similarity_graph.neighbours.dense(), graphs.similarity.dense())
 
 
 def test_every_record_says_what_its_network_is() -> None:
     for name, variant in VARIANTS.items():
         assert variant.name == name
-        model = variant.network(
-            random_graphs(6)._replace(autoregression=torch.zeros(1, 6, 6)), SIZES, variant.settings()
-        )
+        graphs = random_graphs(6)
+        coefficients = torch.zeros(1, len(graphs.topology.sensors))
+        model = variant.network(graphs._replace(autoregression=coefficients), SIZES, variant.settings())
         assert variant.has_encoder == hasattr(model, "encode")

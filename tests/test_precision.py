@@ -13,12 +13,12 @@ from lib.data.preparing import prepared_for
 from lib.data.windowing import Calendar
 from lib.data.windows import Batch, Windows
 from lib.errors import InputError
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Inputs, Sizes
 from lib.losses import mean_loss
 from lib.precision import accelerate
 from lib.runs import start_run
 from model.variants import VARIANTS
-from tests.conftest import DatasetMaker, load, make_network, tiny_series
+from tests.conftest import DatasetMaker, dense_graphs, load, make_network, tiny_series
 
 CPU = torch.device("cpu")
 SIZES = Sizes(steps_per_hour=4, weeks=0, days=0, hours=6, horizon=4, channels=8, layers=2, heads=2)
@@ -28,7 +28,7 @@ def make_model(**runtime: object) -> nn.Module:
     """Return a model in training mode, always with the same weights, that computes as [Runtime] says."""
     torch.manual_seed(0)
     near = torch.eye(5, dtype=torch.bool) | torch.eye(5, dtype=torch.bool).roll(1, 0)
-    model = make_network("paper", Graphs(near, near, torch.randn(5, 3)), SIZES, large_kernels=(5, 7)).train()
+    model = make_network("paper", dense_graphs(near, near, torch.randn(5, 3)), SIZES, large_kernels=(5, 7)).train()
     accelerate(model, RuntimeConfig(**runtime), CPU)
     return model
 

@@ -5,19 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from lib.data.graphs import Links, adjacency_matrix, graph_centre, hop_distances, hops_to_nearest
 from lib.data.prepared import Prepared
 from lib.data.windowing import Calendar, WindowShape, evenly_spaced
 from lib.data.windows import Windows
 from lib.errors import InputError
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Inputs, Sizes
 from lib.report.receptive_field import (
     DECADES,
     ROWS_DRAWN,
     ReceptiveField,
     choose_nodes,
-    graph_centre,
     input_share,
     layer_output,
     log_normalised,
@@ -26,12 +27,22 @@ from lib.report.receptive_field import (
 )
 from lib.run_folder import RunFolder
 from lib.runs import start_run
-from tests.conftest import Call, DatasetMaker, load, make_network
+from tests.conftest import Call, DatasetMaker, dense_graphs, load, make_network
 
 NODES, PATCH, TOKENS = 4, 2, 8  # an even number of tokens has its centre at M // 2, not at (M - 1) // 2
 STARTS = np.array([30, 41, 50])
 SHAPE = WindowShape(weeks=0, days=0, hours=TOKENS, horizon=1, points_per_hour=PATCH)
-PATH_HOPS = np.abs(np.subtract.outer(np.arange(NODES), np.arange(NODES))).astype(float)  # sensors along one road
+
+
+def roads(*sensors: int) -> csr_array:
+    """Return the adjacency of roads along so many sensors each."""
+    ends = np.cumsum(sensors) - 1
+    first = np.setdiff1d(np.arange(sum(sensors)), ends)
+    return adjacency_matrix(Links(np.stack([first, first + 1], axis=1), 0, 0, 0, None), sum(sensors))
+
+
+PATH = roads(NODES)
+PATH_HOPS = hop_distances(PATH)
 
 
 def make_windows(unit: float = 1.0) -> Windows:
@@ -42,8 +53,9 @@ def make_windows(unit: float = 1.0) -> Windows:
 
 
 def field_of(model: nn.Module, layer: str, node: str = "center", **changes: object) -> ReceptiveField:
-    arguments = {"windows": make_windows(), "label_starts": STARTS, "hops": PATH_HOPS, "batch_size": 2, **changes}
-    return receptive_field(model, layer, nodes=choose_nodes(node, arguments["hops"]), **arguments)
+    nodes = choose_nodes(node, PATH)
+    arguments = {"windows": make_windows(), "label_starts": STARTS, "batch_size": 2, **changes}
+    return receptive_field(model, layer, nodes=nodes, hops=hops_to_nearest(PATH, nodes), **arguments)
 
 
 class Stack(nn.Module):
@@ -83,7 +95,7 @@ def network() -> nn.Module:
     torch.manual_seed(0)
     sizes = Sizes(steps_per_hour=PATCH, weeks=0, days=0, hours=TOKENS, horizon=1, channels=4, layers=1, heads=2)
     allowed = torch.from_numpy(PATH_HOPS <= 1)
-    model = make_network("paper", Graphs(allowed, allowed, torch.randn(NODES, 2)), sizes, large_kernels=(5, 3))
+    model = make_network("paper", dense_graphs(allowed, allowed, torch.randn(NODES, 2)), sizes, large_kernels=(5, 3))
     for name, tensor in model.named_parameters():
         nn.init.normal_(tensor, mean=float("norm.weight" in name), std=0.3)
     return model
@@ -181,14 +193,10 @@ def test_log_normalised_spans_its_decades() -> None:
 
 
 def test_centre_of_the_largest_component() -> None:
-    assert graph_centre(PATH_HOPS) == 1  # of 1 and 2
-    apart = np.full((3 + 5, 3 + 5), np.inf)
-    for first, size in ((0, 3), (3, 5)):
-        along = np.arange(size)
-        apart[first : first + size, first : first + size] = np.abs(np.subtract.outer(along, along))
-    assert graph_centre(apart) == 5
-    assert graph_centre(apart[:3, :3]) == 1
-    assert graph_centre(np.where(np.eye(4, dtype=bool), 0, np.inf)) == 0  # no links at all
+    assert graph_centre(PATH) == 1  # of 1 and 2
+    assert graph_centre(roads(3, 5)) == 5
+    assert graph_centre(roads(3)) == 1
+    assert graph_centre(roads(1, 1, 1, 1)) == 0  # no links at all
 
 
 def test_rows_are_limited_and_without_road_come_last() -> None:
@@ -203,7 +211,7 @@ def test_rows_are_limited_and_without_road_come_last() -> None:
 @pytest.mark.parametrize("choice", ["4", "-1", "centre", "", "1.5", "²"])
 def test_wrong_nodes_are_refused(choice: str) -> None:
     with pytest.raises(InputError, match=r"--node: found .*, expected center, all or a position 0\.\.3"):
-        choose_nodes(choice, PATH_HOPS)
+        choose_nodes(choice, PATH)
 
 
 def test_samples_are_spread_from_first_to_last() -> None:

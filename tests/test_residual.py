@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lib.data.windows import Batch
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Graphs, Inputs, Neighbours, Sizes
 from lib.losses import mean_loss
 from lib.runs import start_run
 from model.embeddings import HarmonicEmbedding, TableEmbedding
-from model.residual import HorizonDecoder, ResidualMLP, mean_weights
-from tests.conftest import load, make_network, tiny_series, write_dataset
+from model.neighbour_means import MeanOfAll, MeanOfNeighbours
+from model.residual import HorizonDecoder, ResidualMLP
+from model.sparse_product import SparseProduct
+from tests.conftest import dense_graphs, load, make_network, tiny_series, write_dataset
 
 DAY = 48
 WEEK = 7 * DAY
@@ -35,7 +37,7 @@ def chain(reach: int) -> Tensor:
 def make_graphs() -> Graphs:
     torch.manual_seed(2)
     coefficients = 0.3 * torch.randn(2, SENSORS, SENSORS) * chain(1)
-    return Graphs(chain(2), chain(1), torch.randn(SENSORS, 3), coefficients)
+    return dense_graphs(chain(2), chain(1), torch.randn(SENSORS, 3), coefficients)
 
 
 def make_model(variant: str = "residual", sizes: Sizes = SIZES, **changes: bool | int) -> nn.Module:
@@ -198,7 +200,7 @@ def test_past_days_are_the_weeks_and_days_of_the_input(tmp_path: Path) -> None:
 def test_a_mean_is_over_the_others_that_a_mask_allows() -> None:
     mask = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 1, 1]], dtype=torch.bool)
     expected = torch.tensor([[0, 0.5, 0.5], [0, 0, 0], [0, 1, 0]])
-    assert torch.equal(mean_weights(mask), expected)
+    assert torch.equal(MeanOfNeighbours(Neighbours.of(mask))(torch.eye(3)), expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -217,10 +219,42 @@ def test_every_weight_is_trained_and_restored_without_any_part(variant: str, off
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_means_are_over_all_similar_and_near_sensors(variant: str) -> None:
-    model = make_model(variant)
-    means = [mean_weights(mask) for mask in (chain(SENSORS), chain(2), chain(1))]
-    assert torch.equal(decoder_of(model).mean_weights, torch.stack(means))
-    assert decoder_of(make_model(variant, graph_means=False)).mean_weights is None
+    means, values = decoder_of(make_model(variant)).means, torch.randn(2, SENSORS, HOUR)
+    assert means is not None
+    found = means(values)  # (B, N, 3, h)
+    for kind, mask in enumerate((chain(SENSORS), chain(2), chain(1))):
+        others = mask & ~torch.eye(SENSORS, dtype=torch.bool)
+        expected = torch.stack([values[:, others[sensor]].mean(dim=1) for sensor in range(SENSORS)], dim=1)
+        torch.testing.assert_close(found[:, :, kind], expected)
+    torch.testing.assert_close(MeanOfAll()(values[0]), found[0, :, 0])
+    assert decoder_of(make_model(variant, graph_means=False)).means is None
+
+
+def test_the_sparse_product_is_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a whole network: forecasts and gradients; and of a matrix whose rows may be empty."""
+    inputs, results = make_inputs(), []
+    assert inputs.profile is not None
+    inputs = inputs._replace(
+        series=inputs.series.double(), start=inputs.start.double(), profile=inputs.profile.double()
+    )
+    inputs.series.requires_grad_()
+    for rows in (10, 0):
+        monkeypatch.setattr("model.sparse_product.DENSE_ROWS", rows)
+        monkeypatch.setattr("model.neighbour_means.DENSE_ROWS", rows)
+        monkeypatch.setattr("model.sparse_product.DENSE_SHARE", 1.0)
+        model = make_model("residual_mlp").double()
+        assert (decoder_of(model).means.means[2].product.matrix is None) == (rows == 0)  # type: ignore[union-attr,index]
+        forecast = model(inputs)
+        results.append([forecast, *torch.autograd.grad(forecast.square().sum(), inputs.series)])
+    for dense, sparse in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
+    mask = torch.rand(40, 40) < 0.05
+    mask[[0, 7, 39]] = False
+    lists, values, x = Neighbours.of(mask), torch.randn(2, int(mask.sum())), torch.randn(80, 3)
+    sparse_product = SparseProduct(lists, values)
+    assert sparse_product.matrix is None
+    expected = sum(lists.dense(values)[k] @ x[40 * k : 40 * (k + 1)] for k in range(2))
+    torch.testing.assert_close(sparse_product(x), expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

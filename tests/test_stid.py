@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Inputs, Sizes
 from lib.run_folder import RunFolder
 from model.stid import STID, STIDSettings
 from model.variants import VARIANTS
-from tests.conftest import Call, DatasetMaker
+from tests.conftest import Call, DatasetMaker, dense_graphs
 
 STEPS_PER_DAY, HISTORY, HORIZON = 24, 5, 4
 SIZES = Sizes(steps_per_hour=1, weeks=0, days=0, hours=12, horizon=HORIZON, channels=8, layers=2, heads=2, dropout=0.5)
@@ -19,7 +19,7 @@ SIZES = Sizes(steps_per_hour=1, weeks=0, days=0, hours=12, horizon=HORIZON, chan
 def stid(sensors: int) -> STID:
     torch.manual_seed(1)
     mask = torch.ones(sensors, sensors, dtype=torch.bool)
-    return STID(Graphs(mask, mask, torch.zeros(sensors, 8)), SIZES, STIDSettings(history_steps=HISTORY)).eval()
+    return STID(dense_graphs(mask, mask, torch.zeros(sensors, 8)), SIZES, STIDSettings(history_steps=HISTORY)).eval()
 
 
 def inputs_of(batch: int, sensors: int, steps: int = 12) -> Inputs:

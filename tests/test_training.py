@@ -16,13 +16,13 @@ from lib.data.preparing import prepared_for
 from lib.data.windows import Batch
 from lib.diagnostics import largest_activations
 from lib.errors import InputError
-from lib.interface import Graphs, Inputs, Sizes
+from lib.interface import Inputs, Sizes
 from lib.metrics import ForecastErrors
 from lib.run_folder import RunFolder
 from lib.runs import TrainingRun, complete_run, finish_run, open_run, resume_run, start_run
 from lib.training import evaluate
 from model.variants import VARIANTS
-from tests.conftest import REAL_DATA, DatasetMaker, load, make_network
+from tests.conftest import REAL_DATA, DatasetMaker, dense_graphs, load, make_network
 
 
 def run(config: Config, root: Path, name: str = "run") -> RunFolder:
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_batch(make_dataset: Data
 
 
 def test_the_largest_activation_is_found_by_module() -> None:
-    graphs = Graphs(*[torch.eye(3, dtype=torch.bool)] * 2, torch.randn(3, 4))
+    graphs = dense_graphs(*[torch.eye(3, dtype=torch.bool)] * 2, torch.randn(3, 4))
     sizes = Sizes(steps_per_hour=4, weeks=0, days=0, hours=2, horizon=2, channels=8, layers=1, heads=2)
     model = make_network("paper", graphs, sizes)
     with torch.no_grad():

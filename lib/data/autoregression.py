@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lib.data.prepared import Prepared
 from lib.data.profile import HistoricalProfile
 from lib.data.windowing import Calendar
+from lib.interface import Neighbours
 
 LAG_MINUTES = 30
 # In units of a sensor's standard deviation:
@@ -30,13 +31,13 @@ def autoregression_lags(steps_per_day: int) -> int:
 def graph_autoregression(
     prepared: Prepared,
     profile: HistoricalProfile,
-    near: NDArray[np.bool_],
+    near: Neighbours,
     calendar: Calendar,
     imputed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Regress the residual of each sensor (flow less profile) on the last steps of the sensors near it.
 
-        x[t] = sum over l of x[t-1-l] A[l]
+        x[t] = sum over l of A[l] x[t-1-l]
 
     under Huber's loss (1964), so that the few large errors of an incident do not dominate. The coefficients of each
     neighbour, and of the sensor itself, are penalised by the norm of all its lags, so that few neighbours are left
@@ -50,14 +51,14 @@ def graph_autoregression(
     Args:
         prepared: the series.
         profile: its historical profile.
-        near: (N, N), true where sensor i is regressed on sensor j; each is on itself.
+        near: the sensors that each is regressed on, itself among them.
         calendar: of the series.
         imputed: (T + 1, N), which sensors are imputed at each step. They are left out: their residuals count as 0 for
             the others, and are not fitted. None: no sensor is imputed.
 
     Returns:
-        Coefficients (lags, N, N), for residuals in any unit that all sensors share: A[l, j, i] is what a unit at j,
-        1 + l steps before, adds to i.
+        Coefficients (lags, E) of the E neighbours in `near`, for residuals in any unit that all sensors share: A[l, e]
+        is what a unit at the neighbour, 1 + l steps before, adds to the sensor whose neighbour it is.
     """
     sensors, lags = prepared.flow.shape[1], autoregression_lags(calendar.steps_per_day)
     rows = slice(calendar.steps_per_day, prepared.training_rows)
@@ -66,7 +67,7 @@ def graph_autoregression(
     residual = np.where(seen, prepared.forward_filled[rows] - profile.series[rows], 0)
     measured = np.ones(seen.shape, dtype=np.bool_) if imputed is None else ~imputed[rows]
     residual = np.where(measured, residual, 0)
-    coefficients = np.zeros((lags, sensors, sensors), dtype=np.float32)
+    coefficients = np.zeros((lags, len(near.sensors)), dtype=np.float32)
     if len(residual) <= lags:
         return coefficients
     scale = residual.std(axis=0, dtype=np.float64).astype(np.float32)
@@ -75,11 +76,12 @@ def graph_autoregression(
     # PyTorch, because NumPy chooses its own number of threads, and rounding depends on that number.
     values = torch.from_numpy(residual / scale)  # (rows, N)
     for sensor in tqdm(range(sensors), desc="autoregression", unit="sensor", disable=None, leave=False):
-        others, counted = np.flatnonzero(near[sensor]), torch.from_numpy(counting[:, sensor])
+        others, counted = near.of_sensor(sensor), torch.from_numpy(counting[:, sensor])
         lagged = [values[lags - lag : len(values) - lag, others] for lag in range(1, lags + 1)]
         inputs = torch.cat(lagged, dim=1)[counted]  # (rows - lags or fewer, lags n)
-        coefficients[:, others, sensor] = _robust_group_lasso(inputs, values[lags:, sensor][counted], lags).numpy()
-    coefficients *= scale / scale[:, None]
+        fitted = _robust_group_lasso(inputs, values[lags:, sensor][counted], lags)  # (lags, n)
+        coefficients[:, near.starts[sensor] : near.starts[sensor + 1]] = fitted.numpy()
+    coefficients *= scale[near.rows] / scale[near.sensors]
     return coefficients
 
 

@@ -64,6 +64,28 @@ class DTWRecord:
         return self.matrix_fingerprint == fingerprint_arrays(matrix)
 
 
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The k nearest other sensors of each by DTW, nearest first; among equals the lower position comes first.
+
+    Attributes:
+        sensors: their positions (N, k).
+        distance: to them (N, k), in the unit of the flow.
+    """
+
+    sensors: NDArray[np.int64]
+    distance: NDArray[np.float64]
+
+    @staticmethod
+    def of(distance: NDArray[np.float64], neighbours: int) -> "Nearest":
+        """Return those of all distances (N, N); with fewer than k other sensors, all of them."""
+        to_others = distance.copy()
+        np.fill_diagonal(to_others, np.inf)
+        count = min(neighbours, len(distance) - 1)
+        sensors = np.argsort(to_others, axis=1, kind="stable")[:, :count].astype(np.int64)
+        return Nearest(sensors, np.take_along_axis(to_others, sensors, axis=1))
+
+
 def mean_days(flow: NDArray[np.float32], steps_per_day: int, rows: int) -> NDArray[np.float64]:
     """Return each sensor's mean day, over the whole days within the first `rows` rows.
 

@@ -1,7 +1,7 @@
 """The graphs of the road network: links read from a file, the two attention masks, and the Laplacian encoding.
 
-Masks are boolean (N, N), True where the row's sensor may attend to the column's. Distances between sensors come from
-`lib.data.dtw`.
+A mask says to which sensors each may attend. It is made as a matrix (N, N), sparse where N may be large, and kept as
+lists of neighbours. Distances between sensors come from `lib.data.dtw`.
 """
 
 import csv
@@ -17,11 +17,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components, shortest_path
+from scipy.sparse import csr_array, eye_array
+from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.sparse.linalg import eigsh
 
+from lib.data.dtw import Nearest
 from lib.errors import InputError, nearest
 from lib.files import load_npy, reason, refuse_pickle
-from lib.interface import Graphs
+from lib.interface import Graphs, Neighbours
 
 SimilarityRule = Literal["nearest", "gaussian", "released", "full"]
 TopologyRule = Literal["hops", "full"]
@@ -32,6 +35,9 @@ LINK_FORMATS = "links as .csv (from,to,cost), or an N x N matrix as .npy or .csv
 FAULTS_SHOWN = 5
 LONGEST_SHOWN = 60  # characters of a faulty text
 EQUAL = 1e-6  # magnitudes that differ by less, relatively, are equal but for rounding
+DENSE_SENSORS = 1000  # up to so many, all eigenvectors of a Laplacian are found in a second
+SEARCHED_AT_ONCE = 256  # sensors whose distances to all others are held
+SHIFT = -1e-3  # below all eigenvalues of a Laplacian, and near the least of them, which the sparse solver looks for
 
 Positions = dict[int, int] | range  # position of each sensor, by its id; a range is the identity
 
@@ -57,25 +63,25 @@ class Links:
 
 @dataclass(frozen=True, eq=False)
 class SensorGraphs:
-    """The graphs of a road network, as arrays.
+    """The graphs of a road network.
 
     Attributes:
-        similarity: allowed attention between sensors that behave alike (N, N).
-        topology: allowed attention between sensors near each other on the road (N, N).
+        similarity: allowed attention between sensors that behave alike.
+        topology: allowed attention between sensors near each other on the road.
         laplacian_encoding: position of each sensor in the road graph (N, C).
         links: the road links.
     """
 
-    similarity: NDArray[np.bool_]
-    topology: NDArray[np.bool_]
+    similarity: Neighbours
+    topology: Neighbours
     laplacian_encoding: NDArray[np.float32]
     links: Links
 
     def tensors(self, autoregression: NDArray[np.float32] | None = None) -> Graphs:
-        """Return what a network is built from, perhaps with the coefficients (lags, N, N) of an autoregression."""
+        """Return what a network is built from, perhaps with the coefficients (lags, E) of an autoregression."""
         return Graphs(
-            torch.from_numpy(self.similarity),
-            torch.from_numpy(self.topology),
+            self.similarity,
+            self.topology,
             torch.from_numpy(self.laplacian_encoding),
             None if autoregression is None else torch.from_numpy(autoregression),
         )
@@ -87,7 +93,7 @@ class SensorGraphs:
         isolated = num_nodes - len(np.unique(self.links.pairs))
         return (
             f"{num_nodes} sensors ({isolated} isolated), {len(self.links.pairs)} links, components: {components}; "
-            f"allowed by similarity {self.similarity.mean():.1%}, by topology {self.topology.mean():.1%}; "
+            f"allowed by similarity {self.similarity.density:.1%}, by topology {self.topology.density:.1%}; "
             f"rows dropped: {self.links.self_links} self-links, {self.links.duplicates} duplicates "
             f"({self.links.reversed_duplicates} of them reversed)"
         )
@@ -95,7 +101,7 @@ class SensorGraphs:
 
 def build_graphs(
     links: Links,
-    distance: NDArray[np.float64],
+    distance: NDArray[np.float64] | Nearest,
     num_nodes: int,
     encoding_dimension: int,
     similarity: SimilarityRule = "nearest",
@@ -109,7 +115,7 @@ def build_graphs(
 
     Args:
         links: the road links.
-        distance: DTW distances (N, N).
+        distance: DTW distances (N, N); of `nearest`, those of each sensor's nearest will do.
         num_nodes: number of sensors N.
         encoding_dimension: columns C of the Laplacian encoding.
         similarity: rule of the similarity mask.
@@ -123,7 +129,10 @@ def build_graphs(
         InputError: a rule is unknown, the distances are of another network, or a mask leaves a sensor nothing to
             attend to.
     """
-    if distance.shape != (num_nodes, num_nodes):
+    if isinstance(distance, Nearest):
+        if similarity not in ("nearest", "full"):
+            raise ValueError(f"found the nearest sensors alone, expected all distances for the rule {similarity}")
+    elif distance.shape != (num_nodes, num_nodes):
         raise InputError(f"DTW distances: found shape {distance.shape}, expected {(num_nodes, num_nodes)}")
     for key, rule, rules in (
         ("similarity rule", similarity, get_args(SimilarityRule)),
@@ -132,26 +141,27 @@ def build_graphs(
     ):
         if rule not in rules:
             raise InputError(f"{key}: found '{rule}', expected one of {', '.join(rules)}{nearest(rule, rules)}")
-    if similarity == "nearest":
-        similarity_mask = similarity_mask_nearest(distance, neighbours)
+    similar: csr_array | NDArray[np.bool_]
+    if similarity == "full":
+        similar = full_mask(num_nodes)
+    elif isinstance(distance, Nearest):
+        similar = mask_of_nearest(distance.sensors[:, :neighbours])
+    elif similarity == "nearest":
+        similar = similarity_mask_nearest(distance, neighbours)
     elif similarity == "gaussian":
-        similarity_mask = similarity_mask_gaussian(distance, gaussian_threshold)
-    elif similarity == "released":
-        similarity_mask = released_similarity_mask(distance)
+        similar = similarity_mask_gaussian(distance, gaussian_threshold)
     else:
-        similarity_mask = full_mask(num_nodes)
+        similar = released_similarity_mask(distance)
     adjacency = adjacency_matrix(links, num_nodes)
-    road_mask = topology_mask(hop_distances(adjacency), hops) if topology == "hops" else full_mask(num_nodes)
-    for name, mask in (
-        (f"similarity mask under the rule '{similarity}'", similarity_mask),
-        ("topology mask", road_mask),
-    ):
+    near = topology_mask(adjacency, hops) if topology == "hops" else full_mask(num_nodes)
+    masks = {f"similarity mask under the rule '{similarity}'": similar, "topology mask": near}
+    for name, mask in masks.items():
         # Only the released rule and hops < 1 can do this; a softmax over nothing would be NaN.
-        alone = np.flatnonzero(~mask.any(axis=1))
+        alone = np.flatnonzero(mask.sum(axis=1) == 0)
         if len(alone):
             raise InputError(f"{name}: found no sensor that sensor {alone[0]} may attend to, expected at least one")
     encode = laplacian_encoding if encoding == "symmetric" else released_laplacian_encoding
-    return SensorGraphs(similarity_mask, road_mask, encode(adjacency, encoding_dimension), links)
+    return SensorGraphs(Neighbours.of(similar), Neighbours.of(near), encode(adjacency, encoding_dimension), links)
 
 
 def read_links(
@@ -367,23 +377,56 @@ def _raise_faults(path: Path, faults: list[str]) -> None:
     raise InputError("\n".join(faults))
 
 
-def adjacency_matrix(links: Links, num_nodes: int) -> NDArray[np.bool_]:
-    """Return the symmetric adjacency (N, N) of the links, with an empty diagonal."""
-    adjacency = np.zeros((num_nodes, num_nodes), dtype=np.bool_)
+def adjacency_matrix(links: Links, num_nodes: int) -> csr_array:
+    """Return the symmetric boolean adjacency (N, N) of the links, sparse, with an empty diagonal."""
     first, second = links.pairs.T
-    adjacency[first, second] = adjacency[second, first] = True
-    return adjacency
+    rows, columns = np.concatenate([first, second]), np.concatenate([second, first])
+    return csr_array((np.ones(len(rows), dtype=np.bool_), (rows, columns)), shape=(num_nodes, num_nodes))
 
 
-def hop_distances(adjacency: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the least number of links between any two sensors (N, N), infinite where no road connects them."""
-    hops: NDArray[np.float64] = shortest_path(adjacency, method="D", directed=False, unweighted=True)
+def hop_distances(adjacency: csr_array, sensors: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """Return the least number of links from some sensors to all, (n, N), infinite where no road connects them.
+
+    Args:
+        adjacency: adjacency (N, N).
+        sensors: (n,) their positions; None stands for all, in order.
+    """
+    hops: NDArray[np.float64] = dijkstra(adjacency, directed=False, indices=sensors, unweighted=True)
     return hops
 
 
-def topology_mask(hop_distances: NDArray[np.float64], hops: int = 5) -> NDArray[np.bool_]:
-    """Allow the sensors at fewer than `hops` hops (N, N), the sensor itself included. The released code has hops 5."""
-    return hop_distances < hops
+def hops_to_nearest(adjacency: csr_array, sensors: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the least number of links from each sensor to the nearest of some, (N,), infinite without a road."""
+    hops: NDArray[np.float64] = dijkstra(adjacency, directed=False, indices=sensors, unweighted=True, min_only=True)
+    return hops
+
+
+def graph_centre(adjacency: csr_array) -> int:
+    """Return the sensor whose greatest distance in links within the largest component is least.
+
+    Of several, and of several largest components, the one of lowest position.
+    """
+    _, component = connected_components(adjacency, directed=False)  # numbered by their lowest positions
+    members = np.flatnonzero(component == np.bincount(component).argmax())
+    inside = adjacency[members][:, members]
+    parts = np.split(np.arange(len(members)), range(SEARCHED_AT_ONCE, len(members), SEARCHED_AT_ONCE))
+    farthest = np.concatenate([hop_distances(inside, part).max(axis=1) for part in parts])
+    return int(members[farthest.argmin()])
+
+
+def topology_mask(adjacency: csr_array, hops: int = 5) -> csr_array:
+    """Allow the sensors at fewer than `hops` hops (N, N), the sensor itself included. The released code has hops 5.
+
+    A breadth-first search from all sensors at once: each step adds the neighbours of what was reached.
+    """
+    num_nodes = adjacency.shape[0]
+    reached = csr_array(eye_array(num_nodes) if hops >= 1 else (num_nodes, num_nodes), dtype=np.bool_)
+    step = adjacency + reached
+    for _ in range(hops - 1):
+        before, reached = reached.nnz, reached @ step
+        if reached.nnz == before:
+            break  # the whole of every component
+    return reached
 
 
 def full_mask(num_nodes: int) -> NDArray[np.bool_]:
@@ -391,19 +434,20 @@ def full_mask(num_nodes: int) -> NDArray[np.bool_]:
     return np.ones((num_nodes, num_nodes), dtype=np.bool_)
 
 
-def similarity_mask_nearest(distance: NDArray[np.float64], neighbours: int = 10) -> NDArray[np.bool_]:
-    """Allow each sensor itself and its k nearest neighbours by DTW, made symmetric: (N, N).
+def similarity_mask_nearest(distance: NDArray[np.float64], neighbours: int = 10) -> csr_array:
+    """Allow each sensor itself and its k nearest neighbours by DTW, made symmetric: (N, N), sparse.
 
     Among equal distances the lower position comes first. With fewer than k other sensors, all are allowed.
     """
-    num_nodes = len(distance)
-    to_others = distance.copy()
-    np.fill_diagonal(to_others, np.inf)
-    count = min(neighbours, num_nodes - 1)
-    most_similar = np.argsort(to_others, axis=1, kind="stable")[:, :count]
-    mask = np.eye(num_nodes, dtype=np.bool_)
-    np.put_along_axis(mask, most_similar, True, axis=1)
-    return mask | mask.T
+    return mask_of_nearest(Nearest.of(distance, neighbours).sensors)
+
+
+def mask_of_nearest(sensors: NDArray[np.int64]) -> csr_array:
+    """Allow each sensor itself and the given ones (N, k), made symmetric: (N, N), sparse."""
+    num_nodes, count = sensors.shape
+    rows = np.repeat(np.arange(num_nodes), count)
+    chosen = csr_array((np.ones(rows.size, dtype=np.bool_), (rows, sensors.ravel())), shape=(num_nodes, num_nodes))
+    return csr_array(chosen + chosen.T + eye_array(num_nodes, dtype=np.bool_))
 
 
 def similarity_mask_gaussian(distance: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.bool_]:
@@ -424,7 +468,7 @@ def released_similarity_mask(distance: NDArray[np.float64]) -> NDArray[np.bool_]
     return ~(np.exp(-(z**2) / 0.01) > 0.6)
 
 
-def laplacian_encoding(adjacency: NDArray[np.bool_], dimension: int) -> NDArray[np.float32]:
+def laplacian_encoding(adjacency: csr_array, dimension: int) -> NDArray[np.float32]:
     """Return the eigenvectors 2..dimension+1 of I - D^-1/2 A D^-1/2, by increasing eigenvalue (Dwivedi et al., 2020).
 
     Each vector's entry of largest magnitude is positive, the first of them where several are equal but for rounding.
@@ -442,20 +486,56 @@ def laplacian_encoding(adjacency: NDArray[np.bool_], dimension: int) -> NDArray[
     return _encoding(adjacency, dimension, exponent=-0.5)
 
 
-def released_laplacian_encoding(adjacency: NDArray[np.bool_], dimension: int) -> NDArray[np.float32]:
+def released_laplacian_encoding(adjacency: csr_array, dimension: int) -> NDArray[np.float32]:
     """Return the encoding as the authors' released code has it: of I - D^-1 A D^-1, else as `laplacian_encoding`."""
     return _encoding(adjacency, dimension, exponent=-1.0)
 
 
-def _encoding(adjacency: NDArray[np.bool_], dimension: int, exponent: float) -> NDArray[np.float32]:
-    encoding = np.zeros((len(adjacency), dimension), dtype=np.float32)
-    linked = np.flatnonzero(adjacency.any(axis=1))
-    weights = adjacency[np.ix_(linked, linked)].astype(np.float64)
+def _encoding(adjacency: csr_array, dimension: int, exponent: float) -> NDArray[np.float32]:
+    encoding = np.zeros((adjacency.shape[0], dimension), dtype=np.float32)
+    linked = np.flatnonzero(adjacency.sum(axis=1))
+    weights = adjacency[linked][:, linked].astype(np.float64)
     scale = weights.sum(axis=1) ** exponent
-    _, vectors = np.linalg.eigh(np.eye(len(linked)) - scale[:, None] * weights * scale[None, :])
-    kept = vectors[:, 1 : dimension + 1]
+    entries = weights.tocoo()
+    scaled = csr_array((scale[entries.row] * entries.data * scale[entries.col], entries.coords), shape=weights.shape)
+    kept = _least_eigenvectors(scaled, dimension + 1)[:, 1:]
     if kept.size:
         magnitude = np.abs(kept)
         largest = (magnitude >= (1 - EQUAL) * magnitude.max(axis=0)).argmax(axis=0)
         encoding[linked, : kept.shape[1]] = kept * np.sign(np.take_along_axis(kept, largest[None, :], axis=0))
     return encoding
+
+
+def _least_eigenvectors(weights: csr_array, count: int) -> NDArray[np.float64]:
+    """Return the eigenvectors of the `count` least eigenvalues of I - W, (n, count or n), by increasing eigenvalue.
+
+    Beyond `DENSE_SENSORS` they are found component by component, for a sparse solver would miss some of the equal
+    eigenvalues that components have in common.
+    """
+    size = weights.shape[0]
+    if size <= DENSE_SENSORS:
+        return _dense_eigenvectors(weights)[1][:, :count]
+    _, component = connected_components(weights, directed=False)
+    values, places, vectors = [], [], []
+    order = np.argsort(component, kind="stable")
+    for members in np.split(order, np.cumsum(np.bincount(component))[:-1]):
+        part = weights[members][:, members]
+        if len(members) <= max(DENSE_SENSORS, 2 * count):
+            own_values, own_vectors = (found[..., :count] for found in _dense_eigenvectors(part))
+        else:
+            start = np.random.default_rng(0).uniform(size=len(members))  # the same each time
+            laplacian = (eye_array(len(members)) - part).tocsc()
+            own_values, own_vectors = eigsh(laplacian, count, sigma=SHIFT, which="LM", v0=start)
+        values.append(own_values)
+        places += [members] * len(own_values)
+        vectors += list(own_vectors.T)
+    least = np.argsort(np.concatenate(values), kind="stable")[:count]
+    found = np.zeros((size, len(least)))
+    for column, place in enumerate(least):
+        found[places[place], column] = vectors[place]
+    return found
+
+
+def _dense_eigenvectors(weights: csr_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values, vectors = np.linalg.eigh(np.eye(weights.shape[0]) - weights.toarray())
+    return values, vectors

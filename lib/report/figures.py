@@ -19,9 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist, squareform
 
+from lib.data.graphs import hop_distances
 from lib.errors import InputError
 from lib.files import reason, written_whole
 from lib.metrics import Scores
@@ -35,6 +37,7 @@ MARKERS = "os^vDPX*"
 DPI = 150  # of PNG files
 HORIZONS = (1, 6, 12)  # steps ahead that a forecast is drawn for
 LAYOUT_ITERATIONS = 100
+PLACED_BY_ALL, PIVOTS = 1500, 200  # sensors of a map
 NAMED_SENSORS = 100  # a map of more names those of greatest error only
 SENSOR_TICKS = 40  # a matrix of more sensors does not name them
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -287,27 +290,28 @@ def error_by_time_of_day(
     return figure
 
 
-def road_layout(hops: NDArray[np.float64]) -> NDArray[np.float64]:
+def road_layout(adjacency: csr_array) -> NDArray[np.float64]:
     """Place sensors in the plane so that their distances come near the numbers of links between them.
 
     There are no coordinates in the data. Within a component the stress of Kamada and Kawai (1989), the sum of
     (|x_i - x_j| - hops_ij)^2 / hops_ij^2 over all pairs, is lowered by majorisation (Gansner, Koren and North, 2004)
-    from classical scaling on; components then stand side by side, the largest first.
+    from classical scaling on; components then stand side by side, the largest first. A component of more than
+    `PLACED_BY_ALL` sensors is placed by the distances to some of them alone (pivot MDS, Brandes and Pich, 2007).
 
     Args:
-        hops: (N, N), links between sensors, infinite where no road connects them.
+        adjacency: (N, N), true where a road links two sensors.
 
     Returns:
         Positions (N, 2), in links.
     """
-    _, component = connected_components(np.isfinite(hops), directed=False)
+    _, component = connected_components(adjacency, directed=False)
     members = [np.flatnonzero(component == label) for label in np.unique(component)]
     members.sort(key=len, reverse=True)
-    placed = [_place_component(hops[np.ix_(member, member)]) for member in members]
-    gap = 2 + 0.1 * np.sqrt(len(hops))
+    placed = [_place_component(adjacency[member][:, member]) for member in members]
+    gap = 2 + 0.1 * np.sqrt(len(component))
     sizes = [positions.max(axis=0) + gap for positions in placed]
     width = max(max(size[0] for size in sizes), float(np.sqrt(3 * sum(size.prod() for size in sizes))))
-    layout = np.empty((len(hops), 2))
+    layout = np.empty((len(component), 2))
     left, top, row_height = 0.0, 0.0, 0.0
     for member, positions, size in zip(members, placed, sizes, strict=True):
         if left > 0 and left + size[0] > width:
@@ -317,23 +321,34 @@ def road_layout(hops: NDArray[np.float64]) -> NDArray[np.float64]:
     return layout
 
 
-def _place_component(hops: NDArray[np.float64]) -> NDArray[np.float64]:
+def _place_component(adjacency: csr_array) -> NDArray[np.float64]:
     """Return positions (n, 2) of the sensors of one component, the least of each coordinate 0."""
-    number = len(hops)
+    number = adjacency.shape[0]
     if number == 1:
         return np.zeros((1, 2))
+    draw = np.random.default_rng(0)
+    pivots = None if number <= PLACED_BY_ALL else draw.choice(number, PIVOTS, replace=False)
+    hops = hop_distances(adjacency, pivots)
     centred = hops**2 - (hops**2).mean(axis=0)
-    values, vectors = np.linalg.eigh(-(centred - centred.mean(axis=1, keepdims=True)) / 2)
+    scalars = -(centred - centred.mean(axis=1, keepdims=True)) / 2
+    if pivots is not None:
+        values, vectors = np.linalg.eigh(scalars @ scalars.T)
+        scaled = scalars.T @ vectors[:, -1:-3:-1]
+        # To scale: as far from the pivots as the roads are long, but for what two dimensions cannot show.
+        scaled *= np.sqrt((hops**2).mean() / (cdist(scaled[pivots], scaled) ** 2).mean())
+        placed: NDArray[np.float64] = scaled - scaled.min(axis=0)
+        return placed
+    values, vectors = np.linalg.eigh(scalars)
     positions = vectors[:, -1:-3:-1] * np.sqrt(np.maximum(values[-1:-3:-1], 0))
     # Sensors that coincide, like the leaves of a star may, would never part.
-    positions += np.random.default_rng(0).normal(0, 1e-3, positions.shape)
+    positions += draw.normal(0, 1e-3, positions.shape)
     weight = 1 / np.where(hops > 0, hops, np.inf) ** 2
     inverse = np.linalg.inv(np.diag(weight.sum(axis=1)) - weight + 1 / number)
     for _ in range(LAYOUT_ITERATIONS):
         distance = cdist(positions, positions)
         pull = weight * hops / np.where(distance > 0, distance, np.inf)
         positions = inverse @ (positions * pull.sum(axis=1, keepdims=True) - pull @ positions)
-    placed: NDArray[np.float64] = positions - positions.min(axis=0)
+    placed = positions - positions.min(axis=0)
     return placed
 
 

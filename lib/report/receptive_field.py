@@ -18,9 +18,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lib.data.graphs import graph_centre
 from lib.data.windows import Windows
 from lib.errors import InputError
 from lib.files import save_npz
@@ -77,27 +79,17 @@ class ReceptiveField:
         return self.contribution[self.sensors] if self.sees_others else self.inputs
 
 
-def graph_centre(hops: NDArray[np.float64]) -> int:
-    """Return the sensor whose greatest distance within the largest component is least, by `hops` (N, N).
-
-    Of several, and of several largest components, the one of lowest position.
-    """
-    reached = np.isfinite(hops)
-    members = reached[reached.sum(axis=1).argmax()]
-    return int(np.where(members, np.where(reached, hops, 0).max(axis=1), np.inf).argmin())
-
-
-def choose_nodes(choice: str, hops: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the positions (n,) that `center`, `all` or the text of a position stand for, by `hops` (N, N).
+def choose_nodes(choice: str, adjacency: csr_array) -> NDArray[np.int64]:
+    """Return the positions (n,) that `center`, `all` or the text of a position stand for, by the adjacency (N, N).
 
     Raises:
         InputError: it is none of these.
     """
-    num_nodes = len(hops)
+    num_nodes = adjacency.shape[0]
     if choice == "all":
         return np.arange(num_nodes)
     if choice == "center":
-        return np.array([graph_centre(hops)])
+        return np.array([graph_centre(adjacency)])
     if not (choice.isascii() and choice.isdigit() and int(choice) < num_nodes):
         raise InputError(f"--node: found {choice!r}, expected center, all or a position 0..{num_nodes - 1}")
     return np.array([int(choice)])
@@ -156,7 +148,7 @@ def receptive_field(
         windows: of the series.
         label_starts: (samples,), the samples.
         nodes: (n,), the positions of the sensors.
-        hops: (N, N), distances between sensors.
+        hops: (N,), links from each sensor to the nearest of the nodes.
         batch_size: has no influence on the result beyond rounding.
 
     Raises:
@@ -177,7 +169,7 @@ def receptive_field(
             total += gradient.abs().sum(0).cpu().double()
             bar.update(len(series))
     contribution = total.numpy() / windows.scaling.raw_per_scaled  # d scaled / d raw
-    return ReceptiveField(layer, contribution, nodes, hops[nodes].min(axis=0), token, tokens, label_starts)
+    return ReceptiveField(layer, contribution, nodes, hops, token, tokens, label_starts)
 
 
 def input_share(contribution: NDArray[np.float64], threshold: float) -> float:

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config
-from lib.data.graphs import Links, adjacency_matrix, hop_distances, topology_mask
+from lib.data.graphs import Links, adjacency_matrix, graph_centre, hop_distances, hops_to_nearest, topology_mask
 from lib.data.prepared import Prepared
 from lib.data.preparing import distance_of, links_for, origin, prepared_of, window_shape
 from lib.data.windowing import nearest_time
 from lib.errors import InputError
 from lib.files import load_npz
-from lib.interface import Encoder
+from lib.interface import Encoder, Graphs, Neighbours
 from lib.metrics import absolute_errors, mean_or_nan
 from lib.report.figures import (
     clustered_order,
@@ -40,6 +41,7 @@ from lib.report.text_tables import flow_unit
 from lib.run_folder import RunFolder, forecasts_scored
 
 DAYS_DRAWN = 2
+SENSORS_DRAWN = 1000  # a matrix of more would have several in a dot; those about the centre of the roads are drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,11 @@ class Results:
         """The time of the series' first step, where it is known."""
         data = self.config.data
         return None if data.start is None else nearest_time(data.start, data.points_per_hour)
+
+    @property
+    def graphs(self) -> Graphs:
+        """The graphs that the network was built from."""
+        return Graphs.from_content(self.checkpoint["graphs"])
 
     def sensor_errors(self) -> NDArray[np.float64]:
         """Return the MAE of each sensor over all samples and horizons, (N,); NaN where all its targets are missing."""
@@ -199,21 +206,21 @@ def make_figures(
     return [path for name, draw in figures.items() for path in draw_figure(draw, folder.figures / f"{name}.png")]
 
 
-def _own_links(results: Results) -> tuple[Links, NDArray[np.float64]]:
-    """Return the road links of the run's network with its hop distances (N, N).
+def _own_links(results: Results) -> tuple[Links, csr_array]:
+    """Return the road links of the run's network with their adjacency (N, N).
 
     Raises:
         InputError: there is no such file, or it is not the one that the run was made with.
     """
     config, path = results.config, results.config.data.adj_filename
     links = links_for(config)
-    hops = hop_distances(adjacency_matrix(links, config.data.num_of_vertices))
-    mask = results.checkpoint["graphs"]["topology"].numpy()
-    other_mask = config.graph.topology == "hops" and not np.array_equal(topology_mask(hops, config.graph.hops), mask)
+    adjacency = adjacency_matrix(links, config.data.num_of_vertices)
+    wanted = Neighbours.of(topology_mask(adjacency, config.graph.hops)) if config.graph.topology == "hops" else None
+    other_mask = wanted is not None and not torch.equal(wanted.sensors, results.graphs.topology.sensors)
     own = origin(config, links)["links"]
     if other_mask or results.checkpoint["made_from"].get("links", own) != own:
         raise InputError(f"{path}: found other links than the run was made with, expected the same file")
-    return links, hops
+    return links, adjacency
 
 
 def _own_distance(results: Results) -> NDArray[np.float64]:
@@ -250,28 +257,38 @@ def _imputed_days(results: Results) -> Figure | None:
 
 
 def _error_map(results: Results) -> Figure:
-    links, hops = _own_links(results)
+    links, adjacency = _own_links(results)
     errors = results.sensor_errors()
     shown = np.where(np.isnan(errors), -np.inf, errors)  # no dot, and not among the greatest, where nothing is known
-    return error_map(road_layout(hops), links.pairs, shown, results.unit)
+    return error_map(road_layout(adjacency), links.pairs, shown, results.unit)
 
 
 def _graph_matrices(results: Results) -> Figure:
-    distance, orders = None, {}
+    distance, orders, number = None, {}, results.config.data.num_of_vertices
+    shown, adjacency, among = np.arange(number), None, ""
     try:
-        distance = _own_distance(results)
-        orders["DTW clusters"] = clustered_order(distance)
-    except InputError as error:
-        print(f"figure graphs without the DTW distances: {error}")
-    try:
-        orders["road clusters"] = clustered_order(_own_links(results)[1])
+        adjacency = _own_links(results)[1]
     except InputError as error:
         print(f"figure graphs without the order by road: {error}")
-    graphs = results.checkpoint["graphs"]
-    masks = {f"{name} mask": graphs[name].numpy() for name in ("similarity", "topology")}
-    return graph_matrices(
-        distance, masks, orders or {"position": np.arange(results.config.data.num_of_vertices)}, results.unit
-    )
+    if number > SENSORS_DRAWN:
+        if adjacency is not None:
+            hops = hops_to_nearest(adjacency, np.array([graph_centre(adjacency)]))
+            shown = np.argsort(hops, kind="stable")
+        shown = np.sort(shown[:SENSORS_DRAWN])
+        among = f", {len(shown)} of {number} sensors"
+    try:
+        distance = _own_distance(results)[np.ix_(shown, shown)]
+        orders[f"DTW clusters{among}"] = clustered_order(distance)
+    except InputError as error:
+        print(f"figure graphs without the DTW distances: {error}")
+    if adjacency is not None:
+        orders[f"road clusters{among}"] = clustered_order(hop_distances(adjacency, shown)[:, shown])
+    graphs = results.graphs
+    masks = {
+        f"{name} mask": graph.matrix()[shown][:, shown].toarray()
+        for name, graph in (("similarity", graphs.similarity), ("topology", graphs.topology))
+    }
+    return graph_matrices(distance, masks, orders or {f"position{among}": np.arange(len(shown))}, results.unit)
 
 
 def _network(results: Results) -> Encoder:
