@@ -1,11 +1,13 @@
-"""Compute the DTW distance between the mean days of all pairs of sensors: the similarity graph's input."""
+"""Compute DTW distances between the mean days of the sensors: the similarity graph's input."""
 
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from lib.command_line import ScriptParser
 from lib.config import load_config
-from lib.data.dtw import Method, Rows
+from lib.data.dtw import Method, Nearest, Rows
 from lib.data.preparing import dtw_paths, make_distance, prepared_for
 from lib.devices import choose_device
 from lib.errors import run_script
@@ -48,11 +50,12 @@ def main() -> None:
     assert graph.dtw_rows != "auto"  # load_config put the variant's rule in its place
     if graph.dtw_method == "fastdtw":
         print("fastdtw is approximate: its distances are upper bounds of the exact ones")
-    matrix, record = make_distance(config, prepared_for(config), graph.dtw_method, graph.dtw_radius, graph.dtw_rows)
+    found, record = make_distance(config, prepared_for(config), graph.dtw_method, graph.dtw_radius, graph.dtw_rows)
 
-    print(f"{record.method} DTW of {len(matrix)} sensors, mean of {record.days} days ({record.rows} rows)")
-    median = sorted(matrix.ravel())[matrix.size // 2]
-    print(f"distances up to {number_text(matrix.max(), 1)}, median {number_text(median, 1)}")
+    distance, which = (found.distance, " to the nearest") if isinstance(found, Nearest) else (found, "")
+    print(f"{record.method} DTW of {len(distance)} sensors, mean of {record.days} days ({record.rows} rows)")
+    median = np.sort(distance, axis=None)[distance.size // 2]
+    print(f"distances{which} up to {number_text(distance.max(), 1)}, median {number_text(median, 1)}")
     matrix_path, record_path = dtw_paths(config, record)
     print(f"wrote {matrix_path} and {record_path.name}")
     if changed:

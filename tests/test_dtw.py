@@ -286,7 +286,15 @@ def test_runs_that_ask_for_other_distances_leave_each_others_alone(make_dataset,
 
 
 def test_every_part_of_a_record_is_in_its_key():
-    others = {"method": "fastdtw", "radius": 1, "rows": "all", "days": 4, "fingerprint": "0a1c", "version": 2}
+    others = {
+        "method": "fastdtw",
+        "radius": 1,
+        "rows": "all",
+        "days": 4,
+        "fingerprint": "0a1c",
+        "version": 2,
+        "neighbours": 10,
+    }
     compared = [item.name for item in fields(DTWRecord) if item.compare]
     assert list(others) == compared
     keys = {RECORD.key, *(replace(RECORD, **{name: other}).key for name, other in others.items())}

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.errors import InputError, nearest
-from lib.files import fingerprint_arrays, load_json, load_npy, save_json, written_whole
+from lib.files import fingerprint_arrays, load_json, load_npy, load_npz, save_json, save_npz, written_whole
 
 Method = Literal["exact", "fastdtw"]
 Rows = Literal["train", "all"]
@@ -25,6 +25,9 @@ CPU = torch.device("cpu")
 DTW_VERSION = 1  # of the rules by which distances are computed
 
 PAIRS_PER_THREAD = 1024  # at L = 288 on 2 cores, 128 and 8192 took about 1.5 and 2 times as long
+# Pairs that are too far are looked for so many times in the steps of a series, and taken out when no more than this
+# share of pairs is left, for then the others are copied.
+CHECKS_PER_SERIES, WORTH_LEAVING = 8, 0.8
 # A GPU starts five kernels for each of the 2L - 1 anti-diagonals, however few the pairs, so it takes many at once: as
 # many as make an array (L, P) of so many cells, 58,254 at L = 288. Six such arrays are held, 384 MiB.
 CELLS_ON_DEVICE = 2**24
@@ -41,6 +44,7 @@ class DTWRecord:
         days: number of whole days averaged.
         fingerprint: SHA-256 of the mean days (`lib.files.fingerprint_arrays`).
         version: of the rules, DTW_VERSION.
+        neighbours: k, of how many nearest sensors the distances are kept; 0: the distances of all pairs are.
         matrix_fingerprint: SHA-256 of the distances that were written with the record; empty in a record that is not
             from a file, or from one of an earlier version. Records are equal without it: it follows from the rest.
     """
@@ -51,17 +55,20 @@ class DTWRecord:
     days: int
     fingerprint: str
     version: int
+    neighbours: int = 0
     matrix_fingerprint: str = field(default="", compare=False, repr=False)
 
     @property
     def key(self) -> str:
         """Hexadecimal digits for file names, different for each record."""
         compared = {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
+        if not self.neighbours:
+            del compared["neighbours"]  # as in the names of files that know no such thing
         return hashlib.sha256(json.dumps(compared).encode()).hexdigest()[:12]
 
-    def is_of(self, matrix: NDArray[np.float64]) -> bool:
+    def is_of(self, distances: "NDArray[np.float64] | Nearest") -> bool:
         """Return whether the record was written with these distances, and not with those of another call."""
-        return self.matrix_fingerprint == fingerprint_arrays(matrix)
+        return self.matrix_fingerprint == fingerprint_arrays(*_arrays(distances))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +91,10 @@ class Nearest:
         count = min(neighbours, len(distance) - 1)
         sensors = np.argsort(to_others, axis=1, kind="stable")[:, :count].astype(np.int64)
         return Nearest(sensors, np.take_along_axis(to_others, sensors, axis=1))
+
+
+def _arrays(distances: NDArray[np.float64] | Nearest) -> tuple[NDArray[Any], ...]:
+    return (distances.sensors, distances.distance) if isinstance(distances, Nearest) else (distances,)
 
 
 def mean_days(flow: NDArray[np.float32], steps_per_day: int, rows: int) -> NDArray[np.float64]:
@@ -154,12 +165,7 @@ def dtw_matrix(
         )
     if method == "fastdtw" and radius < 1:  # the package fails at 0 on an odd number of points
         raise InputError(f"DTW radius: found {radius}, expected 1 or more")
-    unusable = np.flatnonzero(~np.isfinite(profiles).all(axis=1))
-    if len(unusable):
-        raise InputError(
-            f"mean day of sensor {unusable[0]}: found values that are not finite, expected numbers only "
-            f"({len(unusable)} of {len(profiles)} sensors have such values)"
-        )
+    check_profiles(profiles)
     num_nodes = len(profiles)
     matrix = np.zeros((num_nodes, num_nodes))
     if method == "fastdtw":
@@ -174,6 +180,16 @@ def dtw_matrix(
             matrix[first, second] = matrix[second, first] = distances
             bar.update(distances.size)
     return matrix
+
+
+def check_profiles(profiles: NDArray[np.float64]) -> None:
+    """Raise an InputError when a profile is not finite."""
+    unusable = np.flatnonzero(~np.isfinite(profiles).all(axis=1))
+    if len(unusable):
+        raise InputError(
+            f"mean day of sensor {unusable[0]}: found values that are not finite, expected numbers only "
+            f"({len(unusable)} of {len(profiles)} sensors have such values)"
+        )
 
 
 # Sensors i and j of a batch of pairs, and their distances, each (P,).
@@ -192,12 +208,12 @@ def _fastdtw_batches(profiles: NDArray[np.float64], radius: int) -> Iterator[Bat
 
 
 def _batches_in_threads(profiles: NDArray[np.float64], pairs_per_batch: int) -> Iterator[Batch]:
-    columns, reversed_columns = _columns(profiles)
+    columns, reversed_columns = columns_of(profiles)
     first, second = np.triu_indices(len(profiles), k=1)
 
     def solve(start: int) -> Batch:
         i, j = (index[start : start + pairs_per_batch] for index in (first, second))
-        distances = _wavefront(np, np.take(columns, i, axis=1), np.take(reversed_columns, j, axis=1))
+        distances = wavefront(np, np.take(columns, i, axis=1), np.take(reversed_columns, j, axis=1))
         return i, j, distances.astype(np.float64)
 
     # NumPy releases the interpreter's lock within a ufunc, so threads suffice and nothing is copied to processes.
@@ -211,18 +227,18 @@ def _batches_in_threads(profiles: NDArray[np.float64], pairs_per_batch: int) -> 
 
 
 def _batches_on_device(profiles: NDArray[np.float64], pairs_per_batch: int, device: torch.device) -> Iterator[Batch]:
-    columns, reversed_columns = (torch.from_numpy(array).to(device) for array in _columns(profiles))
+    columns, reversed_columns = (torch.from_numpy(array).to(device) for array in columns_of(profiles))
     first, second = np.triu_indices(len(profiles), k=1)
     first_there, second_there = (torch.from_numpy(index).to(device) for index in (first, second))
     for start in range(0, len(first), pairs_per_batch):
         batch = slice(start, start + pairs_per_batch)
-        distances = _wavefront(  # to the CPU at once: what it is a row of is freed before the next batch
+        distances = wavefront(  # to the CPU at once: what it is a row of is freed before the next batch
             torch, columns.index_select(1, first_there[batch]), reversed_columns.index_select(1, second_there[batch])
         ).cpu()
         yield first[batch], second[batch], distances.numpy().astype(np.float64)
 
 
-def _columns(profiles: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def columns_of(profiles: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the profiles (N, L) as columns (L, N) near zero, and these with the last position first."""
     # A common shift leaves DTW as it is, and the smaller values lose less in float32. Half the range, unlike the mean,
     # does not depend on the order of the sensors in the last bit.
@@ -234,7 +250,7 @@ def _columns(profiles: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArra
 Array = TypeVar("Array", NDArray[np.float32], Tensor)
 
 
-def _wavefront(library: Any, first: Array, second_reversed: Array) -> Array:
+def wavefront(library: Any, first: Array, second_reversed: Array, limit: Array | None = None) -> Array:
     """Return the DTW distances (P,) of P pairs, which advance along the anti-diagonals of their cost tables together.
 
     With D(i, j) = |a_i - b_j| + min(D(i-1, j), D(i, j-1), D(i-1, j-1)), the cells of the anti-diagonal i + j = d need
@@ -245,13 +261,29 @@ def _wavefront(library: Any, first: Array, second_reversed: Array) -> Array:
         library: numpy or torch, whichever the series are arrays of; what is used here has the same names in both.
         first: series a (L, P), one pair a column.
         second_reversed: series b (L, P), last position first.
+        limit: (P,), a pair is given up, and its distance infinite, once it is clear to be farther; None: none is. Every
+            path crosses one of two neighbouring anti-diagonals, so that the least of their cells is a lower bound.
     """
     length, pairs = first.shape
     kind = {"dtype": first.dtype, "device": first.device}
     two_back, one_back, current = (library.full((length + 1, pairs), np.inf, **kind) for _ in range(3))
     costs = library.empty((length, pairs), **kind)
     library.abs(first[0] - second_reversed[length - 1], out=one_back[1])
+    distances: Array | None = None
     for diagonal in range(1, 2 * length - 1):
+        if limit is not None and diagonal % max(1, length // CHECKS_PER_SERIES) == 0:
+            near = library.minimum(library.amin(one_back, 0), library.amin(two_back, 0)) <= limit
+            if near.sum() < WORTH_LEAVING * len(limit):
+                if distances is None:
+                    distances = library.full((pairs,), np.inf, **kind)
+                    going_on = library.arange(pairs, device=first.device)
+                going_on, limit = going_on[near], limit[near]
+                first, second_reversed, two_back, one_back, current = (
+                    table[:, near] for table in (first, second_reversed, two_back, one_back, current)
+                )
+                costs = library.empty((length, len(limit)), **kind)
+                if not len(limit):
+                    return distances
         start, stop = max(0, diagonal - length + 1), min(diagonal, length - 1) + 1
         offset = length - 1 - diagonal  # b_(d-i) is row offset + i of the reversed series
         cost, cell = costs[: stop - start], current[start + 1 : stop + 1]
@@ -261,35 +293,69 @@ def _wavefront(library: Any, first: Array, second_reversed: Array) -> Array:
         library.minimum(cell, two_back[start:stop], out=cell)
         library.add(cell, cost, out=cell)
         two_back, one_back, current = one_back, current, two_back
-    distances: Array = one_back[length]
+    found: Array = one_back[length]
+    if limit is not None:
+        found[found > limit] = np.inf
+    if distances is None:
+        return found
+    distances[going_on] = found
     return distances
 
 
-def save_dtw(matrix_path: Path, record_path: Path, matrix: NDArray[np.float64], record: DTWRecord) -> None:
-    """Write a DTW matrix (N, N) as npy and its record as JSON.
+def save_dtw(path: Path, record_path: Path, distances: NDArray[np.float64] | Nearest, record: DTWRecord) -> None:
+    """Write DTW distances, (N, N) as npy or those of the nearest sensors as npz, and their record as JSON.
 
-    An interrupted call, or two at once, may leave a matrix beside another's record; the fingerprint reveals it.
+    An interrupted call, or two at once, may leave distances beside another's record; the fingerprint reveals it.
 
     Raises:
         InputError: a file cannot be written.
     """
-    with written_whole(matrix_path) as partial, partial.open("wb") as handle:
-        np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(matrix))
-        handle.write(matrix.tobytes("A"))  # np.save would not notice that the disk is full
-    save_json(record_path, asdict(replace(record, matrix_fingerprint=fingerprint_arrays(matrix))))
+    if isinstance(distances, Nearest):
+        save_npz(path, vars(distances))
+    else:
+        with written_whole(path) as partial, partial.open("wb") as handle:
+            np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(distances))
+            handle.write(distances.tobytes("A"))  # np.save would not notice that the disk is full
+    save_json(record_path, asdict(replace(record, matrix_fingerprint=fingerprint_arrays(*_arrays(distances)))))
 
 
-def load_dtw(matrix_path: Path, record_path: Path, num_nodes: int) -> tuple[NDArray[np.float64], DTWRecord]:
-    """Read a DTW matrix (N, N) and its record.
+def load_dtw(path: Path, record_path: Path, num_nodes: int) -> tuple[NDArray[np.float64] | Nearest, DTWRecord]:
+    """Read DTW distances and their record.
 
     Raises:
-        InputError: a file is missing or damaged, the matrix is not one of distances between `num_nodes` sensors, or
-            the two were not written together.
+        InputError: a file is missing or damaged, the distances are not between `num_nodes` sensors, or the two were not
+            written together.
     """
-    matrix, record = load_dtw_matrix(matrix_path, num_nodes), load_dtw_record(record_path)
-    if not record.is_of(matrix):
-        raise InputError(f"{matrix_path}: found other distances than those of {record_path.name}, expected its own")
-    return matrix, record
+    record = load_dtw_record(record_path)
+    distances = load_nearest(path, num_nodes) if record.neighbours else load_dtw_matrix(path, num_nodes)
+    if not record.is_of(distances):
+        raise InputError(f"{path}: found other distances than those of {record_path.name}, expected its own")
+    return distances, record
+
+
+def load_nearest(path: Path, num_nodes: int) -> Nearest:
+    """Read the nearest sensors of each.
+
+    Raises:
+        InputError: the file is missing or damaged, or not one of `num_nodes` sensors.
+    """
+    content = load_npz(path, ("sensors", "distance"))
+    sensors, distance = content["sensors"], content["distance"]
+    if sensors.ndim != 2 or sensors.shape != distance.shape or len(sensors) != num_nodes:
+        raise InputError(
+            f"{path}: found sensors of shape {sensors.shape} and distances of {distance.shape}, "
+            f"expected a row for each of {num_nodes} sensors"
+        )
+    if sensors.dtype.kind not in "iu" or distance.dtype.kind != "f":
+        raise InputError(f"{path}: found {sensors.dtype} and {distance.dtype}, expected positions and distances")
+    wrong = (sensors < 0) | (sensors >= num_nodes) | ~(distance >= 0)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise InputError(
+            f"{path} row {row}, column {column}: found sensor {sensors[row, column]} at {distance[row, column]:g}, "
+            f"expected a position below {num_nodes} and a distance of 0 or more"
+        )
+    return Nearest(sensors.astype(np.int64, copy=False), distance.astype(np.float64, copy=False))
 
 
 def load_dtw_matrix(matrix_path: Path, num_nodes: int) -> NDArray[np.float64]:
@@ -344,9 +410,14 @@ def load_dtw_record(path: Path) -> DTWRecord:
         if content[key] not in choices:
             hint = nearest(str(content[key]), choices)
             raise InputError(f"{path}: key '{key}': found {content[key]!r}, expected {' or '.join(choices)}{hint}")
-    for key, least in (("radius", 0 if record.method == "exact" else 1), ("days", 1), ("version", 1)):
-        if type(content[key]) is not int or content[key] < least:
-            raise InputError(f"{path}: key '{key}': found {content[key]!r}, expected a whole number from {least}")
+    for key, least in (
+        ("radius", 0 if record.method == "exact" else 1),
+        ("days", 1),
+        ("version", 1),
+        ("neighbours", 0),
+    ):
+        if type(found := getattr(record, key)) is not int or found < least:
+            raise InputError(f"{path}: key '{key}': found {found!r}, expected a whole number from {least}")
     for key in ("fingerprint", "matrix_fingerprint"):
         if not isinstance(found := getattr(record, key), str):
             raise InputError(f"{path}: key '{key}': found {found!r}, expected hexadecimal digits")

@@ -420,13 +420,18 @@ def topology_mask(adjacency: csr_array, hops: int = 5) -> csr_array:
     A breadth-first search from all sensors at once: each step adds the neighbours of what was reached.
     """
     num_nodes = adjacency.shape[0]
-    reached = csr_array(eye_array(num_nodes) if hops >= 1 else (num_nodes, num_nodes), dtype=np.bool_)
+    reached = csr_array(eye_array(num_nodes, dtype=np.bool_)) if hops >= 1 else no_sensor(num_nodes)
     step = adjacency + reached
     for _ in range(hops - 1):
         before, reached = reached.nnz, reached @ step
         if reached.nnz == before:
             break  # the whole of every component
     return reached
+
+
+def no_sensor(num_nodes: int) -> csr_array:
+    """Allow nothing (N, N)."""
+    return csr_array((num_nodes, num_nodes), dtype=np.bool_)
 
 
 def full_mask(num_nodes: int) -> NDArray[np.bool_]:

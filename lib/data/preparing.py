@@ -2,11 +2,13 @@
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lib.config import Config
@@ -14,23 +16,28 @@ from lib.data.dtw import (
     DTW_VERSION,
     DTWRecord,
     Method,
+    Nearest,
     Rows,
     dtw_matrix,
     load_dtw,
     load_dtw_matrix,
     load_dtw_record,
+    load_nearest,
     mean_days,
     save_dtw,
 )
 from lib.data.graphs import Links, SensorGraphs, build_graphs, read_links
+from lib.data.nearest import Search, nearest_sensors
 from lib.data.prepared import Prepared, load_prepared, materialize, prepare, save_prepared
 from lib.data.sensor_tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
 from lib.data.series import read_series
 from lib.data.windowing import Calendar, WindowShape
 from lib.devices import choose_device
 from lib.errors import InputError
-from lib.files import check_unused, check_writable, fingerprint, fingerprint_arrays
+from lib.files import check_unused, check_writable, fingerprint, fingerprint_arrays, load_npz, save_npz
 
+MATRIX_SENSORS = 1000  # of more, only the distances are computed that the rule of the similarity graph asks for
+SECONDS_KEPT = 30  # between two writes of how far a search for the nearest has come
 PREPARED_VERSION = "3"  # of the rules by which prepared files are made
 
 
@@ -261,15 +268,18 @@ def check_origin(config: Config, was: Mapping[str, str], path: Path) -> None:
 
 
 def dtw_paths(config: Config, record: DTWRecord) -> tuple[Path, Path]:
-    """Return the files of the DTW distances with a record: the matrix, and the record."""
+    """Return the files of the DTW distances with a record: the distances, and the record."""
     stem = f"{config.data.dataset_name}_dtw_{record.key}"
-    return config.data.folder / f"{stem}.npy", config.data.folder / f"{stem}.json"
+    return config.data.folder / f"{stem}.{'npz' if record.neighbours else 'npy'}", config.data.folder / f"{stem}.json"
 
 
 def make_distance(
     config: Config, prepared: Prepared, method: Method, radius: int, rows: Rows
-) -> tuple[NDArray[np.float64], DTWRecord]:
-    """Compute the DTW distances (N, N) between the sensors' mean days, and write them with their record.
+) -> tuple[NDArray[np.float64] | Nearest, DTWRecord]:
+    """Compute the DTW distances between the sensors' mean days, and write them with their record.
+
+    They are those of all pairs (N, N). Of more than `MATRIX_SENSORS` sensors, of which the similarity graph asks for
+    the nearest alone, they are those of the nearest; a search for them that was interrupted is gone on with.
 
     They are computed on the device of [Runtime], which the record does not name: it changes no more than the rounding.
 
@@ -281,9 +291,33 @@ def make_distance(
     days, record = _mean_days_and_record(config, prepared, method, radius, rows)
     paths = dtw_paths(config, record)
     _check_made_files(config, *paths)
-    matrix = dtw_matrix(days, method, radius, device=device)
-    save_dtw(*paths, matrix, record)
-    return matrix, record
+    distances: NDArray[np.float64] | Nearest
+    if record.neighbours:
+        distances = _search_nearest(days, record.neighbours, device, paths[0].with_suffix(".begun.npz"))
+    else:
+        distances = dtw_matrix(days, method, radius, device=device)
+    save_dtw(*paths, distances, record)
+    return distances, record
+
+
+def _search_nearest(days: NDArray[np.float64], neighbours: int, device: torch.device, begun_path: Path) -> Nearest:
+    """Return the nearest sensors of each; how far the search has come is kept in a file until it ends."""
+    begun, written = None, time.monotonic()
+    if begun_path.exists():
+        content = load_npz(begun_path, ("sensors", "distance", "reached"))
+        begun = Search(Nearest(content["sensors"], content["distance"]), float(content["reached"]))
+        print(f"going on with {begun_path}")
+
+    def keep(search: Search) -> None:
+        nonlocal written
+        if time.monotonic() - written >= SECONDS_KEPT:
+            save_npz(begun_path, {**vars(search.nearest), "reached": np.array(search.reached)})
+            written = time.monotonic()
+
+    found = nearest_sensors(days, neighbours, device=device, begun=begun, keep=keep)
+    begun_path.unlink(missing_ok=True)
+    print(found.summary())
+    return found.nearest
 
 
 def wanted_record(config: Config, prepared: Prepared) -> DTWRecord:
@@ -293,7 +327,7 @@ def wanted_record(config: Config, prepared: Prepared) -> DTWRecord:
     return _mean_days_and_record(config, prepared, graph.dtw_method, graph.dtw_radius, graph.dtw_rows)[1]
 
 
-def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
+def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64] | Nearest:
     """Return the DTW distances that [Graph] asks for, from their file when they are those, else made anew."""
     wanted = wanted_record(config, prepared)
     matrix_path, record_path = paths = dtw_paths(config, wanted)
@@ -304,15 +338,16 @@ def distance_for(config: Config, prepared: Prepared) -> NDArray[np.float64]:
         record = load_dtw_record(record_path)
         found = f"found {record}, expected {wanted}"
         if record == wanted:
-            matrix = load_dtw_matrix(matrix_path, config.data.num_of_vertices)
-            if record.is_of(matrix):
-                return matrix
+            load = load_nearest if record.neighbours else load_dtw_matrix
+            distances: NDArray[np.float64] | Nearest = load(matrix_path, config.data.num_of_vertices)
+            if record.is_of(distances):
+                return distances
             found = f"found other distances than those of {record_path.name}"
         print(f"{matrix_path} is stale: {found}, making it anew")
     return make_distance(config, prepared, wanted.method, config.graph.dtw_radius, wanted.rows)[0]
 
 
-def distance_of(config: Config, prepared: Prepared) -> NDArray[np.float64]:
+def distance_of(config: Config, prepared: Prepared) -> NDArray[np.float64] | Nearest:
     """Return the DTW distances that [Graph] asks for from their file; none is made.
 
     Raises:
@@ -320,10 +355,10 @@ def distance_of(config: Config, prepared: Prepared) -> NDArray[np.float64]:
     """
     wanted = wanted_record(config, prepared)
     matrix_path, record_path = dtw_paths(config, wanted)
-    matrix, record = load_dtw(matrix_path, record_path, config.data.num_of_vertices)
+    distances, record = load_dtw(matrix_path, record_path, config.data.num_of_vertices)
     if record != wanted:
         raise InputError(f"{matrix_path}: found the distances of {record}, expected those of {wanted}")
-    return matrix
+    return distances
 
 
 def graphs_for(config: Config, prepared: Prepared, links: Links) -> SensorGraphs:
@@ -356,4 +391,8 @@ def _mean_days_and_record(
     except InputError as error:
         raise InputError(f"{config.data.graph_signal_matrix_filename} data: {error}") from None
     radius = radius if method == "fastdtw" else 0
-    return days, DTWRecord(method, radius, rows, count // steps_per_day, fingerprint_arrays(days), DTW_VERSION)
+    graph, number = config.graph, len(days)
+    nearest_alone = number > MATRIX_SENSORS and method == "exact" and graph.similarity in ("nearest", "full")
+    neighbours = min(graph.neighbours, number - 1) if nearest_alone else 0
+    made = fingerprint_arrays(days)
+    return days, DTWRecord(method, radius, rows, count // steps_per_day, made, DTW_VERSION, neighbours)

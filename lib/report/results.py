@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 
 from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config
+from lib.data.dtw import Nearest
 from lib.data.graphs import Links, adjacency_matrix, graph_centre, hop_distances, hops_to_nearest, topology_mask
 from lib.data.prepared import Prepared
 from lib.data.preparing import distance_of, links_for, origin, prepared_of, window_shape
@@ -229,8 +230,10 @@ def _own_distance(results: Results) -> NDArray[np.float64]:
     Raises:
         InputError: there is no such file, or it was made otherwise or of another series.
     """
-    config = results.config
-    return distance_of(config, _own_prepared(results))
+    distance = distance_of(results.config, _own_prepared(results))
+    if isinstance(distance, Nearest):
+        raise InputError("found the distances of the nearest sensors alone, expected those of all pairs")
+    return distance
 
 
 def _own_prepared(results: Results) -> Prepared:
