@@ -255,7 +255,8 @@ class Outlook:
 
     Attributes:
         step_of_week: of the first step to forecast.
-        profile: (h + P, N), the historical profile of the last hour and of the steps to forecast; None if not needed.
+        profile: (D h + P, N), the historical profile of the input's last hours and of the steps to forecast; None if
+            not needed.
         imputed: (N,), which sensors are imputed; None if it is not needed, or none is.
         last_week: (P, N), the values a week before the steps to forecast; None like `imputed`.
         notes: lines for the user.
@@ -277,7 +278,7 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
     notes = []
     profile = imputed = last_week = None
     if (profile_week := forecaster.profile_week) is not None:
-        steps = step_of_week + np.arange(-config.data.points_per_hour, horizon)
+        steps = step_of_week + np.arange(-_profiled_steps(config), horizon)
         profile = profile_week[steps % week]
         if config.needs.carried_profile:
             days = length // calendar.steps_per_day
@@ -302,13 +303,18 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
 
 
 def _carried_profile(forecaster: Forecaster, history: History, calendar: Calendar) -> NDArray[np.float32]:
-    """Return the historical profile (h + P, N) by the days of a history, as training carries it on."""
-    horizon, hour = forecaster.config.data.num_for_predict, forecaster.config.data.points_per_hour
+    """Return the historical profile (D h + P, N) by the days of a history, as training carries it on."""
+    horizon = forecaster.config.data.num_for_predict
     unknown = np.full((horizon, history.flow.shape[1]), np.nan)
     flow = np.concatenate([history.flow, unknown]).astype(np.float32)
     shifted = Calendar(calendar.steps_per_day, calendar.step_of_week(history.first_step))
     profile = historical_profile(flow, len(history.flow), shifted, forecaster.scaling.middle, DECAY)
-    return profile.series[-(hour + horizon) :]
+    return profile.series[-(_profiled_steps(forecaster.config) + horizon) :]
+
+
+def _profiled_steps(config: Config) -> int:
+    """Return D h, the last steps of the input, of which a network sees the profile."""
+    return config.training.num_of_hours * config.data.points_per_hour
 
 
 @torch.no_grad()
@@ -331,7 +337,7 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
         series,
         series[:, :, -1],
         torch.tensor([outlook.step_of_week], device=forecaster.device),
-        scaled(outlook.profile),  # (1, N, h + P)
+        scaled(outlook.profile),  # (1, N, D h + P)
         None if outlook.imputed is None else torch.from_numpy(outlook.imputed)[None].to(forecaster.device),
         scaled(outlook.last_week),  # (1, N, P)
     )

@@ -23,8 +23,8 @@ class Inputs(NamedTuple):
         series: (B, N, L), the input windows, oldest step first.
         start: (B, N), the last value before the forecast, which an autoregressive decoder starts from.
         step_of_week: (B,), the time of the first step to forecast, counted from Monday at midnight.
-        profile: (B, N, h + P), the historical profile of the last hour and of the steps to forecast; None for networks
-            that do not ask for it.
+        profile: (B, N, D h + P), the historical profile of the last hours of the input and of the steps to forecast;
+            None for networks that do not ask for it.
         imputed: (B, N), which sensors are being filled in and not measured (`lib.data.imputed`); None: none is, or the
             network does not ask.
         last_week: (B, N, P), the values one week before the steps to forecast; None like `imputed`.
@@ -172,6 +172,8 @@ class Encoder(Protocol):
     """What a network with an encoder can be asked for beside its forecast."""
 
     tokens: int  # M
+    first_step: int  # the step of the input, 0 .. L - 1, that the first token starts at
+    deformable: bool  # whether patches choose where they read
     receptive_field_layers: tuple[str, ...]  # dotted names of the modules that erf_conv.py draws by default
 
     def front(self, inputs: Inputs) -> Tensor:
@@ -183,8 +185,8 @@ class Encoder(Protocol):
     def kernels(self) -> list[Tensor]:
         """Return the taps (C, K) of each large-kernel block, its branches summed."""
 
-    def patch_positions(self, series: Tensor) -> Tensor | None:
-        """Return where each patch reads the series (B, N, L), in steps: (B, N, M, patch_len); None if regular."""
+    def patch_positions(self, inputs: Inputs) -> Tensor:
+        """Return where each deformable patch reads the series (B, N, L), in steps: (B, N, M, patch_len)."""
 
 
 @dataclass(frozen=True, kw_only=True)

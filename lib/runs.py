@@ -245,7 +245,8 @@ def windows_for(config: Config, prepared: Prepared, device: torch.device, profil
     """Return the windows of a prepared series for networks on a device, with the historical profile if there is."""
     on_host, series = config.runtime.data == "host", None if profile is None else profile.series
     imputed = imputed_for(config, prepared)
-    return Windows(prepared, config.data.num_for_predict, calendar_for(config), device, on_host, series, imputed)
+    calendar, hours = calendar_for(config), config.training.num_of_hours
+    return Windows(prepared, config.data.num_for_predict, calendar, device, on_host, series, imputed, hours)
 
 
 def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFolder, extra: dict[str, Any]) -> Trainer:
@@ -345,7 +346,7 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         "baselines": {name: metrics_content(*errors) for name, errors in baselines.items()},
     }
     run.folder.save_predictions(tested.forecast, targets(prepared, starts, horizon), starts)
-    if config.variant.has_encoder:
+    if config.variant.has_encoder and cast(Encoder, trainer.model).deformable:
         _save_patch_positions(run.folder, trainer.model, trainer.windows, starts)
     run.folder.save_metrics(metrics)
     return metrics
@@ -355,7 +356,7 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
 def _save_patch_positions(
     folder: RunFolder, model: nn.Module, windows: Windows, label_starts: NDArray[np.int64]
 ) -> None:
-    """Write patch_positions.npz, where the patches of a network read the input; nothing for regular patches.
+    """Write patch_positions.npz, where the deformable patches of a network read the input.
 
     The npz holds `mean`, `low` and `high` (M, patch_len), the mean and the 5 % and 95 % quantiles over sensors and
     over samples spread over `label_starts`, and the `label_starts` of these.
@@ -364,9 +365,7 @@ def _save_patch_positions(
     chosen = evenly_spaced(label_starts, PATCH_SAMPLES)
     read = []
     for batch in windows.batches(chosen, PATCH_BATCH):
-        positions = cast(Encoder, model).patch_positions(batch.inputs.series)
-        if positions is None:
-            return
+        positions = cast(Encoder, model).patch_positions(batch.inputs)
         read.append(positions.flatten(0, 1).cpu())
     values = torch.cat(read).double().numpy()  # (samples * N, M, patch_len)
     low, high = np.quantile(values, [0.05, 0.95], axis=0)

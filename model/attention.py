@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from model.attention_blocks import AttentionBlocks
 from model.scaled_dot_product import scaled_dot_product
 
+LEAST_VOICE = 1e-6  # where no sensor that may be attended to has a voice, the attended values are 0
+
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Split the channels of (B, outer, inner, C) into heads: (B * outer, heads, inner, C / heads)."""
@@ -99,19 +101,34 @@ class SpatialAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.query_key_value = nn.Linear(channels, 3 * channels)
 
-    def attend(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
-        """Return the attended values of `x` (B, N, M, C), heads side by side: (B, N, M, C)."""
+    def attend(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
+        """Return the attended values of `x` (B, N, M, C), heads side by side: (B, N, M, C).
+
+        A voice (B, N) of 0 and 1 says which sensors are attended to. Their weights sum to 1 among themselves:
+
+            sum over j of voice_j weight_ij value_j  /  sum over j of voice_j weight_ij
+
+        Both sums are one attention: the voice is one more channel of the values.
+        """
         B, N, M, C = x.shape
         parts = self.query_key_value(x).view(B, N, M, 3, self.heads, C // self.heads)
         # Tokens attend apart as heads do: to attention they are heads.
         query, key, value = parts.permute(3, 0, 2, 4, 1, 5).flatten(2, 3).unbind()  # (B, M heads, N, d)
         dropout = self.dropout if self.training else 0.0
+        if voice is not None:
+            heard = voice[:, None, :, None].expand(-1, M * self.heads, -1, -1)  # (B, M heads, N, 1)
+            value = torch.cat([value * heard, heard], dim=-1)  # (B, M heads, N, d + 1)
         y = scaled_dot_product(query, key, value, None, dropout) if graph is None else graph(query, key, value, dropout)
+        if voice is not None:
+            y = y[..., :-1] / y[..., -1:].clamp_min(LEAST_VOICE)  # (B, M heads, N, d)
         return y.transpose(1, 2).reshape(B, N, M, C)
 
-    def forward(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
-        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask of a graph; None allows everything."""
-        return torch.relu(self.attend(x, graph))
+    def forward(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask of a graph; None allows everything.
+
+        Of the sensors that the graph allows, only those with a voice (B, N) are attended to; None: all.
+        """
+        return torch.relu(self.attend(x, graph, voice))
 
 
 class TimeGatedConvolution(nn.Module):

@@ -47,7 +47,7 @@ class EncoderSettings:
         return self.patch_len or sizes.steps_per_hour
 
     def faults(self, sizes: Sizes) -> dict[str, str]:
-        """Return what is wrong with these settings, by key."""
+        """Return what is wrong with these settings, by key; `sizes` are those of the steps that the encoder reads."""
         found = {}
         if self.patch_len and sizes.input_steps % self.patch_len:
             found["patch_len"] = (
@@ -118,10 +118,10 @@ class EncoderLayer(nn.Module):
         self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, graph: AttentionBlocks | None) -> Tensor:
-        """Map tokens (B, N, M, C) to tokens (B, N, M, C), where the graph's sensors may look."""
+    def forward(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, M, C) to tokens (B, N, M, C), where the graph's sensors may look at those with a voice."""
         x = x + self.dropout(self.temporal(self.temporal_norm(x)))
-        return x + self.dropout(self.spatial(self.spatial_norm(x), graph))
+        return x + self.dropout(self.spatial(self.spatial_norm(x), graph, voice))
 
 
 class DTGLKNetEncoder(nn.Module):
@@ -134,6 +134,10 @@ class DTGLKNetEncoder(nn.Module):
         sizes: of input and layers.
         settings: which parts there are.
     """
+
+    # What the paper's network does; a subclass may do otherwise.
+    first_step = 0  # it reads the whole input
+    mute_imputed = False  # all sensors are attended to
 
     # The two parts that the released code has otherwise (model/released.py).
     position_encoding = staticmethod(sinusoidal_encoding)
@@ -195,10 +199,14 @@ class DTGLKNetEncoder(nn.Module):
         """Return the taps (C, K) of each large-kernel block, its branches summed."""
         return [block.merged_taps() for block in self.front_end.blocks]  # type: ignore[operator]
 
-    def patch_positions(self, series: Tensor) -> Tensor | None:
-        """Return where each patch reads the series (B, N, L), in steps: (B, N, M, patch_len); None if regular."""
-        patches = self.front_end.patches
-        return patches.positions(series) if isinstance(patches, DeformablePatches) else None
+    @property
+    def deformable(self) -> bool:
+        """Whether patches choose where they read."""
+        return isinstance(self.front_end.patches, DeformablePatches)
+
+    def patch_positions(self, inputs: Inputs) -> Tensor:
+        """Return where each deformable patch reads the series (B, N, L), in steps: (B, N, M, patch_len)."""
+        return self.first_step + self.front_end.patches.positions(self.read_series(inputs))  # type: ignore[operator]
 
     def merge(self) -> None:
         """Merge both branches of every large-kernel block, for inference. Outputs stay the same."""
@@ -206,9 +214,13 @@ class DTGLKNetEncoder(nn.Module):
             if isinstance(module, LargeKernelBlock):
                 module.merge()
 
+    def read_series(self, inputs: Inputs) -> Tensor:
+        """Return what the patches are cut from, (B, N, M * patch_len)."""
+        return inputs.series
+
     def front(self, inputs: Inputs) -> Tensor:
         """Return the front end's tokens (B, N, M, C). In training they mix the samples of a batch, by BatchNorm."""
-        return self.front_end(inputs.series)  # the paper's know no time
+        return self.front_end(self.read_series(inputs))  # the paper's know no time
 
     def embed_series(self, inputs: Inputs) -> Tensor:
         """Return the encoder's input tokens (B, N, M, C)."""
@@ -218,6 +230,7 @@ class DTGLKNetEncoder(nn.Module):
     def encode(self, inputs: Inputs) -> Tensor:
         """Return the memory (B, N, M, C) of the series (B, N, L)."""
         x = self.embed_series(inputs)  # (B, N, M, C)
+        voice = (~inputs.imputed).to(x) if self.mute_imputed and inputs.imputed is not None else None  # (B, N)
         for layer in self.encoder:
-            x = layer(x, self.similarity_graph)
+            x = layer(x, self.similarity_graph, voice)
         return self.encoder_norm(x)

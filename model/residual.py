@@ -7,7 +7,7 @@ The memory (B, N, M, C) is that of the paper's encoder; `residual_mlp` has none.
 results/accuracy.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -79,7 +79,14 @@ class ResidualSettings(DecoderSettings, EncoderSettings):
 
     def faults(self, sizes: Sizes) -> dict[str, str]:
         """Return what is wrong with these settings, by key."""
-        return {**EncoderSettings.faults(self, sizes), **DecoderSettings.faults(self, sizes)}
+        if not sizes.hours:
+            return {"variant": "found residual, expected num_of_hours of at least 1: its encoder reads the last hours"}
+        return {**EncoderSettings.faults(self, last_hours(sizes)), **DecoderSettings.faults(self, sizes)}
+
+
+def last_hours(sizes: Sizes) -> Sizes:
+    """Return the sizes of an input of the last hours alone."""
+    return replace(sizes, weeks=0, days=0)
 
 
 class SensorMLP(nn.Module):
@@ -129,7 +136,8 @@ class HorizonDecoder(nn.Module):
 
     def __init__(self, graphs: Graphs, sizes: Sizes, settings: DecoderSettings, memory_channels: int = 0) -> None:
         super().__init__()
-        sensors, self.hour, horizon = len(graphs.topology), sizes.steps_per_hour, sizes.horizon
+        sensors, self.hour, self.horizon = len(graphs.topology), sizes.steps_per_hour, sizes.horizon
+        horizon = self.horizon
         self.residual, self.copy_imputed = settings.residual, settings.copy_imputed
         self.mute_imputed = settings.mute_imputed
         self.past_days = sizes.weeks + sizes.days if settings.past_days else 0
@@ -165,8 +173,8 @@ class HorizonDecoder(nn.Module):
         values = [hour]
         if self.residual:
             assert inputs.profile is not None
-            profile_hour, base = inputs.profile.tensor_split([self.hour], dim=-1)  # (B, N, h), (B, N, P)
-            residual = hour - profile_hour
+            profile_hour, base = inputs.profile[:, :, -self.hour - self.horizon :].tensor_split([self.hour], dim=-1)
+            residual = hour - profile_hour  # (B, N, h); the base is (B, N, P)
             values += [residual, base]
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
@@ -200,6 +208,10 @@ class HorizonDecoder(nn.Module):
 class ResidualDTGLKNet(DTGLKNetEncoder):
     """The encoder of DTG-LKNet under a decoder that forecasts the residual of the whole horizon at once.
 
+    The encoder reads the residual of the last hours, of which the days and weeks before say nothing; the decoder reads
+    those itself. So tokens can be of 5 to 15 minutes, and a kernel that is larger than the tokens are many reaches over
+    all hours.
+
     Args:
         graphs: of the sensors.
         sizes: of input, layers and horizon.
@@ -207,20 +219,31 @@ class ResidualDTGLKNet(DTGLKNetEncoder):
     """
 
     def __init__(self, graphs: Graphs, sizes: Sizes, settings: ResidualSettings) -> None:
-        super().__init__(graphs, sizes, settings)
+        hours = last_hours(sizes)
+        super().__init__(graphs, hours, settings)
         self.reset_parameters()  # of the encoder alone
+        self.first_step, self.steps = sizes.input_steps - hours.input_steps, hours.input_steps
+        self.residual, self.mute_imputed = settings.residual, settings.mute_imputed
         sensors, channels = len(graphs.topology), sizes.channels
         self.encoder_identity = (
             HarmonicEmbedding(sensors, sizes.steps_per_day, channels, settings.harmonics) if settings.identity else None
         )
         self.decoder = HorizonDecoder(graphs, sizes, settings, memory_channels=self.tokens * channels)
 
+    def read_series(self, inputs: Inputs) -> Tensor:
+        """Return the residual of the last hours (B, N, D h); the flow itself where no residual is forecast."""
+        flow = inputs.series[:, :, self.first_step :]  # (B, N, D h)
+        if not self.residual:
+            return flow
+        assert inputs.profile is not None
+        return flow - inputs.profile[:, :, : self.steps]
+
     def front(self, inputs: Inputs) -> Tensor:
         """Return the front end's tokens (B, N, M, C), which know their sensor and the time of the forecast."""
         context = None
         if self.encoder_identity is not None:
             context = self.encoder_identity(inputs.step_of_week).unsqueeze(2)  # (B, N, 1, C)
-        return self.front_end(inputs.series, context)
+        return self.front_end(self.read_series(inputs), context)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Forecast (B, N, P); in training (2, B, N, P), by head."""

@@ -150,7 +150,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], list[str]]] = {
         ["sensor, ordered by position", "sensor attended to, in the same order", UNIT],
     ),
     "patch positions": (
-        lambda: patch_displacement(GRID, GRID - 1, GRID + 1, ["day -1", "hour -1"]),
+        lambda: patch_displacement(GRID, GRID - 1, GRID + 1, 0, ["day -1", "hour -1"]),
         ["regular position in the input of 12 steps", "(steps)"],
     ),
     "kernels": (
@@ -372,15 +372,18 @@ def test_matrices_are_drawn_in_the_orders_given(with_distance: bool) -> None:
 
 
 def test_patches_and_kernels_are_drawn_as_they_are() -> None:
-    mean = GRID + np.linspace(-1, 1, 12).reshape(4, 3)
-    axes = patch_displacement(mean, mean - 1, mean + 1, ["hour -2", "hour -1"]).axes[0]
-    patches = [line.get_data() for line in axes.get_lines() if len(line.get_xdata()) == 3]
-    np.testing.assert_array_equal([x for x, _ in patches], GRID)
-    np.testing.assert_allclose([y for _, y in patches], mean - GRID)
-    bands = axes.collections[:4]
-    for patch, band in enumerate(bands):
-        low, high = band.get_datalim(axes.transData).intervaly
-        np.testing.assert_allclose([low, high], [(mean - 1 - GRID)[patch].min(), (mean + 1 - GRID)[patch].max()])
+    for first in (0, 6):
+        grid = first + GRID
+        mean = grid + np.linspace(-1, 1, 12).reshape(4, 3)
+        axes = patch_displacement(mean, mean - 1, mean + 1, first, ["hour -2", "hour -1"]).axes[0]
+        patches = [line.get_data() for line in axes.get_lines() if len(line.get_xdata()) == 3]
+        np.testing.assert_array_equal([x for x, _ in patches], grid)
+        np.testing.assert_allclose([y for _, y in patches], mean - grid)
+        bands = axes.collections[:4]
+        for patch, band in enumerate(bands):
+            low, high = band.get_datalim(axes.transData).intervaly
+            np.testing.assert_allclose([low, high], [(mean - 1 - grid)[patch].min(), (mean + 1 - grid)[patch].max()])
+        assert axes.get_xlim()[1] == first + 11.5
 
     kernel = np.array([[1, -2, 3.0], [-3, 4, 5]], np.float32)
     drawn = kernel_profiles([kernel, np.ones((2, 9), np.float32)], tokens=4)

@@ -18,10 +18,12 @@ from lib.data.preparing import calendar_for, prepared_for
 from lib.data.profile import HistoricalProfile
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Windows
-from lib.interface import Inputs, Sizes
+from lib.interface import Inputs, Neighbours, Sizes
 from lib.report.figures import imputed_days
 from lib.report.results import load_results
 from lib.runs import TrainingRun, score_run, start_run
+from model.attention import SpatialAttention
+from model.attention_blocks import AttentionBlocks
 from tests.conftest import Call, dense_fit, dense_graphs, load, make_network, tiny_series, write_dataset
 from tests.test_missing import scores_by_definition
 from tests.test_predict import read_forecast
@@ -119,7 +121,8 @@ def inputs_with(imputed: list[list[int]]) -> Inputs:
     flags = torch.zeros(samples, SENSORS, dtype=torch.bool)
     for sample, sensors in enumerate(imputed):
         flags[sample, sensors] = True
-    profile, last_week = torch.randn(samples, SENSORS, HOUR + HORIZON), torch.randn(samples, SENSORS, HORIZON)
+    profile = torch.randn(samples, SENSORS, SIZES.hours * HOUR + HORIZON)
+    last_week = torch.randn(samples, SENSORS, HORIZON)
     return Inputs(series, series[:, :, -1], torch.arange(samples), profile, flags, last_week)
 
 
@@ -138,9 +141,10 @@ def test_an_imputed_sensor_is_forecast_by_last_week_in_training_and_evaluation(v
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("variant", SETTINGS)
 @pytest.mark.parametrize("mute", [True, False])
-def test_muted_sensors_do_not_move_the_forecasts_of_others(mute: bool) -> None:
-    model, inputs = network("residual_mlp", mute_imputed=mute), inputs_with([[1], [0, 4]])
+def test_muted_sensors_do_not_move_the_forecasts_of_others(variant: str, mute: bool) -> None:
+    model, inputs = network(variant, mute_imputed=mute), inputs_with([[1], [0, 4]])
     assert inputs.imputed is not None
     assert inputs.profile is not None
     changed = inputs.imputed.unsqueeze(-1)
@@ -148,8 +152,24 @@ def test_muted_sensors_do_not_move_the_forecasts_of_others(mute: bool) -> None:
         series=torch.where(changed, inputs.series + 3, inputs.series),
         profile=torch.where(changed, inputs.profile - 1, inputs.profile),
     )
-    same = (model(other) == model(inputs)).all(dim=-1)
+    same = torch.isclose(model(other), model(inputs), atol=1e-5).all(dim=-1)  # attention divides by a sum over all
     assert same[~inputs.imputed].all() == mute
+
+
+@torch.no_grad()
+def test_attention_to_those_with_a_voice_is_attention_under_a_mask() -> None:
+    torch.manual_seed(5)
+    attention, x = SpatialAttention(4, 2, dropout=0.0).eval(), torch.randn(2, SENSORS, 3, 4)
+    voice = torch.ones(2, SENSORS)
+    voice[0, [1, 3]] = voice[1, 0] = 0
+    for sample in range(2):
+        near, this = torch.from_numpy(NEAR), slice(sample, sample + 1)
+        allowed = near & (voice[sample] > 0)
+        seeing = allowed.any(dim=1)  # the others see nobody
+        heard = attention.attend(x[this], AttentionBlocks(Neighbours.of(near)), voice[this])
+        masked = attention.attend(x[this], AttentionBlocks(Neighbours.of(allowed | ~seeing[:, None])))
+        torch.testing.assert_close(heard[:, seeing], masked[:, seeing])
+        assert not heard[:, ~seeing].any()
 
 
 @torch.no_grad()

@@ -61,6 +61,8 @@ def field_of(model: nn.Module, layer: str, node: str = "center", **changes: obje
 class Stack(nn.Module):
     """Regular patches, convolutions of width 3 over tokens, then each sensor and its neighbours on the road summed."""
 
+    first_step = 0
+
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.embed = nn.Linear(PATCH, 3)
@@ -203,7 +205,7 @@ def test_rows_are_limited_and_without_road_come_last() -> None:
     count = ROWS_DRAWN + 5
     hops = np.arange(count, dtype=float)[::-1]
     hops[-2] = np.inf
-    field = ReceptiveField("x", np.ones((count, 4)), np.array([count - 1]), hops, 1, 2, STARTS)
+    field = ReceptiveField("x", np.ones((count, 4)), np.array([count - 1]), hops, 1, 2, 0, STARTS)
     np.testing.assert_array_equal(field.sensors, [count - 1, *range(count - 3, count - 2 - ROWS_DRAWN, -1)])
     assert "no road 2.9%, the 30 sensors drawn 85.7%" in summary(field, ["hour -2", "hour -1"])
 

@@ -55,7 +55,8 @@ def decoder_of(model: nn.Module) -> HorizonDecoder:
 
 def make_inputs(samples: int = 2) -> Inputs:
     torch.manual_seed(4)
-    series, profile = torch.randn(2, SENSORS, SIZES.input_steps), torch.randn(2, SENSORS, HOUR + HORIZON)
+    series = torch.randn(2, SENSORS, SIZES.input_steps)
+    profile = torch.randn(2, SENSORS, SIZES.hours * HOUR + HORIZON)
     inputs = Inputs(series, series[:, :, -1], torch.tensor([5, WEEK - 1]), profile)
     return Inputs(*(None if part is None else part[:samples] for part in inputs))
 
@@ -75,8 +76,9 @@ def test_no_target_is_among_its_inputs(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_with_nothing_learnt_it_forecasts_its_base(variant: str) -> None:
     inputs = make_inputs()
-    hour, profile = inputs.series[:, :, -HOUR:], inputs.profile
-    assert profile is not None
+    hour = inputs.series[:, :, -HOUR:]
+    assert inputs.profile is not None
+    profile = inputs.profile[:, :, -HOUR - HORIZON :]
 
     def untrained(**changes: bool) -> tuple[nn.Module, Tensor]:
         model = make_model(variant, direct_head=False, **changes)
@@ -162,17 +164,37 @@ def test_sensors_see_each_other_by_means_and_autoregression_alone_in_the_decoder
 
 @torch.no_grad()
 @pytest.mark.parametrize("residual", [True, False])
+def test_the_encoder_reads_the_residual_of_the_last_hours(residual: bool) -> None:
+    model, inputs = make_model("residual", residual=residual), make_inputs()
+    assert inputs.profile is not None
+    first = SIZES.input_steps - SIZES.hours * HOUR
+    assert model.first_step == first
+    read = model.read_series(inputs)  # (B, N, D h)
+    flow = inputs.series[:, :, first:]
+    assert torch.equal(read, flow - inputs.profile[:, :, :-HORIZON] if residual else flow)
+    # What lies before the last hours does not reach the memory.
+    earlier = inputs._replace(series=torch.cat([inputs.series[:, :, :first] + 1, flow], dim=-1))
+    assert torch.equal(model.encode(inputs), model.encode(earlier))
+    assert not torch.equal(model.encode(inputs), model.encode(inputs._replace(series=inputs.series + 1)))
+    positions = model.patch_positions(inputs)  # (B, N, M, patch_len), in steps of the whole input
+    assert positions.min() >= first
+    assert positions.max() <= SIZES.input_steps - 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("horizon", [1, HOUR, HORIZON])
 @pytest.mark.parametrize("days", [0, 1, 3])
 def test_it_sees_the_hour_to_forecast_on_past_days_less_its_base(horizon: int, residual: bool, days: int) -> None:
     sizes = replace(SIZES, weeks=0, days=days, hours=6 - days, horizon=horizon)
     inputs = make_inputs()
-    series, profile = inputs.series, inputs.profile
-    assert profile is not None
+    series = inputs.series
+    assert inputs.profile is not None
+    profile = inputs.profile[:, :, : HOUR + horizon]
     model = make_model("residual_mlp", sizes, residual=residual, autoregression=False, graph_means=False)
     read: list[Tensor] = []
     decoder_of(model).residual_head.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
-    model(inputs._replace(profile=profile[:, :, : HOUR + horizon]))
+    model(inputs._replace(profile=profile))
     steps = min(HOUR, horizon)
     base = profile[:, :, HOUR : HOUR + steps] if residual else series[:, :, -1:]
     past = [series[:, :, day * HOUR : day * HOUR + steps] - base for day in range(days)]

@@ -89,6 +89,7 @@ class Windows:
         on_host: whether the series is kept on the host.
         profile: (T, N), the historical profile (`lib.data.profile`), for networks that ask for it.
         imputed: (T + 1, N), which sensors are imputed at each step (`lib.data.imputed`), for networks that ask.
+        hours: D, the last hours of the input, of which the profile is given.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Windows:
         on_host: bool = False,
         profile: NDArray[np.float32] | None = None,
         imputed: NDArray[np.bool_] | None = None,
+        hours: int = 1,
     ) -> None:
         self.prepared = prepared
         self.scaling = prepared.scaling
@@ -120,7 +122,7 @@ class Windows:
         self.target_offsets = torch.arange(horizon, device=self.home)
         self.profile = None if profile is None else self._scaled(profile)  # (T, N)
         self.imputed = None if imputed is None else torch.from_numpy(imputed).to(self.home)  # (T + 1, N)
-        self.profile_offsets = torch.arange(-(calendar.steps_per_day // 24), horizon, device=self.home)
+        self.profile_offsets = torch.arange(-hours * (calendar.steps_per_day // 24), horizon, device=self.home)
 
     def _scaled(self, flow: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(self.scaling.to_float32(flow)).to(self.home)
@@ -145,7 +147,7 @@ class Windows:
         profile = None
         if self.profile is not None:
             steps = label_starts[:, None] + self.profile_offsets
-            profile = self.profile[steps].transpose(1, 2).contiguous()  # (B, N, h + P)
+            profile = self.profile[steps].transpose(1, 2).contiguous()  # (B, N, D h + P)
         imputed = last_week = None
         if self.imputed is not None:
             imputed = self.imputed[label_starts]  # (B, N)

@@ -454,17 +454,22 @@ def graph_matrices(
 
 
 def patch_displacement(
-    mean: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], segments: Sequence[str]
+    mean: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    first_step: int,
+    segments: Sequence[str],
 ) -> Figure:
     """Draw how far from the regular grid each patch reads the input.
 
     Args:
         mean, low, high: (M, patch_len), mean reading positions of the patches and their range, in input steps.
+        first_step: the step of the input that the first patch starts at; the patches reach to the end.
         segments: names of the parts of equal length that the input consists of.
     """
     figure, axes = new_figure(9.0, 4.0)
-    steps = mean.size
-    for patch, regular in enumerate(np.arange(steps).reshape(mean.shape)):
+    steps = first_step + mean.size
+    for patch, regular in enumerate(np.arange(first_step, steps).reshape(mean.shape)):
         axes.fill_between(
             regular, low[patch] - regular, high[patch] - regular, color=COLOURS[5], alpha=0.5, linewidth=0
         )

@@ -47,6 +47,7 @@ class ReceptiveField:
         hops: (N,) links from a sensor to the nearest of the nodes, infinite where there is no road.
         token: the token's position, M // 2.
         tokens: M.
+        first_step: the step of the input that the first token starts at.
         label_starts: (samples,) the samples.
     """
 
@@ -56,6 +57,7 @@ class ReceptiveField:
     hops: NDArray[np.float64]
     token: int
     tokens: int
+    first_step: int
     label_starts: NDArray[np.int64]
 
     @property
@@ -168,8 +170,9 @@ def receptive_field(
             (gradient,) = torch.autograd.grad(loss, series, allow_unused=True, materialize_grads=True)
             total += gradient.abs().sum(0).cpu().double()
             bar.update(len(series))
+    first_step = cast(Encoder, model).first_step
     contribution = total.numpy() / windows.scaling.raw_per_scaled  # d scaled / d raw
-    return ReceptiveField(layer, contribution, nodes, hops, token, tokens, label_starts)
+    return ReceptiveField(layer, contribution, nodes, hops, token, tokens, first_step, label_starts)
 
 
 def input_share(contribution: NDArray[np.float64], threshold: float) -> float:
@@ -251,7 +254,8 @@ def save_receptive_field(
         },
         compressed=True,
     )
-    patch_len = len(offsets) // field.tokens
+    patch_len = (len(offsets) - field.first_step) // field.tokens
+    start = field.first_step + field.token * patch_len
     draw = partial(
         receptive_field_map,
         picture,
@@ -259,7 +263,7 @@ def save_receptive_field(
         sensors=field.sensors if field.sees_others else None,
         hops=field.hops[field.sensors],
         segments=segments,
-        token_steps=(field.token * patch_len, (field.token + 1) * patch_len),
+        token_steps=(start, start + patch_len),
         title=f"Effective receptive field of {field.layer} at {_where(field)}",
     )
     drawn = draw_figure(draw, folder.figures / f"{path.stem}.png")

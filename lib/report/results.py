@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -301,11 +300,12 @@ def _network(results: Results) -> Encoder:
 
 def _patch_displacement(results: Results) -> Figure | None:
     """Draw where the patches read the input; nothing for regular ones."""
-    if _network(results).patch_positions(torch.zeros(1, 1, results.config.sizes.input_steps)) is None:
+    network = _network(results)
+    if not network.deformable:
         return None
     positions = load_npz(results.folder.patch_positions, ("mean", "low", "high"))
     segments = [name for name, _ in window_shape(results.config).segments]
-    return patch_displacement(**positions, segments=segments)
+    return patch_displacement(**positions, first_step=network.first_step, segments=segments)
 
 
 def _kernel_profiles(results: Results) -> Figure:
