@@ -16,7 +16,7 @@ from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config, DataConfig, parse_config
 from lib.data.imputed import causal_flags
 from lib.data.preparing import window_shape
-from lib.data.profile import DECAY, historical_profile
+from lib.data.profile import DECAY, drift_of, historical_profile
 from lib.data.sensor_tables import check_sensor_count, grid_steps, is_table, read_table, start_time
 from lib.data.series import FLOW, Scaling, fill_gaps, find_gaps, missing_values, read_series, refuse_negative
 from lib.data.windowing import Calendar, time_of_step
@@ -76,7 +76,8 @@ class Forecaster:
         if self.config.needs.carried_profile:
             return None
         week_and_more = 8 * self.config.data.steps_per_day
-        return max(self.steps_needed, week_and_more if self.config.needs.imputed else 0)
+        needs = self.config.needs
+        return max(self.steps_needed, week_and_more if needs.imputed or needs.drift else 0)
 
 
 def load_forecaster(folder: RunFolder, variants: Variants, device_name: str) -> Forecaster:
@@ -259,6 +260,7 @@ class Outlook:
             not needed.
         imputed: (N,), which sensors are imputed; None if it is not needed, or none is.
         last_week: (P, N), the values a week before the steps to forecast; None like `imputed`.
+        drift: (N, 3), how far sensors were from their profile in the last days; None if not needed.
         notes: lines for the user.
     """
 
@@ -266,6 +268,7 @@ class Outlook:
     profile: NDArray[np.float32] | None = None
     imputed: NDArray[np.bool_] | None = None
     last_week: NDArray[np.float64] | None = None
+    drift: NDArray[np.float32] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -276,10 +279,19 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
     length, week = len(history.flow), calendar.steps_per_week
     step_of_week = calendar.step_of_week(history.first_step + length)
     notes = []
-    profile = imputed = last_week = None
+    profile = imputed = last_week = drift = None
+    flags = np.zeros((length + 1, history.flow.shape[1]), dtype=np.bool_)
+    if config.needs.imputed:
+        if length < week + calendar.steps_per_day:
+            needed = week + calendar.steps_per_day
+            notes.append(f"imputed sensors: not looked for, {length} steps were read and {needed} are needed")
+        elif (flags := causal_flags(history.flow.astype(np.float32), calendar))[-1].any():
+            imputed = flags[-1]
+            steps = np.arange(horizon) % week - week
+            last_week = fill_gaps(history.flow[-(week + calendar.steps_per_day) :], length)[steps]
+            notes.append(f"imputed sensors: {imputed.sum()} of {len(imputed)} repeat last week and are forecast by it")
     if (profile_week := forecaster.profile_week) is not None:
-        steps = step_of_week + np.arange(-_profiled_steps(config), horizon)
-        profile = profile_week[steps % week]
+        profile = profile_week[(calendar.step_of_week(history.first_step) + np.arange(length + horizon)) % week]
         if config.needs.carried_profile:
             days = length // calendar.steps_per_day
             if days >= PROFILE_DAYS:
@@ -290,31 +302,19 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
                     f"historical profile of the run's training: the file has {days} whole days before the forecast, "
                     f"and {PROFILE_DAYS} are needed for one of its own"
                 )
-    if config.needs.imputed:
-        if length < week + calendar.steps_per_day:
-            needed = week + calendar.steps_per_day
-            notes.append(f"imputed sensors: not looked for, {length} steps were read and {needed} are needed")
-        elif (flags := causal_flags(history.flow.astype(np.float32), calendar)[-1]).any():
-            imputed = flags
-            steps = np.arange(horizon) % week - week
-            last_week = fill_gaps(history.flow[-(week + calendar.steps_per_day) :], length)[steps]
-            notes.append(f"imputed sensors: {flags.sum()} of {len(flags)} repeat last week and are forecast by it")
-    return Outlook(step_of_week, profile, imputed, last_week, tuple(notes))
+        if config.needs.drift:
+            residual = history.flow.astype(np.float32) - profile[:length]
+            drift = drift_of(residual, calendar.steps_per_day, flags)[-1]
+        profile = profile[-(config.training.num_of_hours * config.data.points_per_hour + horizon) :]
+    return Outlook(step_of_week, profile, imputed, last_week, drift, tuple(notes))
 
 
 def _carried_profile(forecaster: Forecaster, history: History, calendar: Calendar) -> NDArray[np.float32]:
-    """Return the historical profile (D h + P, N) by the days of a history, as training carries it on."""
-    horizon = forecaster.config.data.num_for_predict
-    unknown = np.full((horizon, history.flow.shape[1]), np.nan)
+    """Return the historical profile (T + P, N) by the days of a history (T, N), as training carries it on."""
+    unknown = np.full((forecaster.config.data.num_for_predict, history.flow.shape[1]), np.nan)
     flow = np.concatenate([history.flow, unknown]).astype(np.float32)
     shifted = Calendar(calendar.steps_per_day, calendar.step_of_week(history.first_step))
-    profile = historical_profile(flow, len(history.flow), shifted, forecaster.scaling.middle, DECAY)
-    return profile.series[-(_profiled_steps(forecaster.config) + horizon) :]
-
-
-def _profiled_steps(config: Config) -> int:
-    """Return D h, the last steps of the input, of which a network sees the profile."""
-    return config.training.num_of_hours * config.data.points_per_hour
+    return historical_profile(flow, len(history.flow), shifted, forecaster.scaling.middle, DECAY).series
 
 
 @torch.no_grad()
@@ -333,6 +333,9 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
 
     series = scaled(inputs)  # (1, N, L)
     assert series is not None
+    drift = None
+    if outlook.drift is not None:
+        drift = torch.from_numpy(forecaster.scaling.difference_to_float32(outlook.drift))[None].to(forecaster.device)
     network_inputs = Inputs(
         series,
         series[:, :, -1],
@@ -340,6 +343,7 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
         scaled(outlook.profile),  # (1, N, D h + P)
         None if outlook.imputed is None else torch.from_numpy(outlook.imputed)[None].to(forecaster.device),
         scaled(outlook.last_week),  # (1, N, P)
+        drift,  # (1, N, 3)
     )
     scaled_forecast = forecaster.model(network_inputs)  # (1, N, P)
     forecast: NDArray[np.float32] = forecaster.scaling.to_raw(scaled_forecast)[0].float().cpu().numpy()

@@ -19,7 +19,7 @@ from lib.data.autoregression import graph_autoregression
 from lib.data.imputed import causal_flags
 from lib.data.prepared import Prepared, padded_label_starts
 from lib.data.preparing import calendar_for, check_origin, graphs_for, links_for, origin, prepared_for, sensor_names
-from lib.data.profile import DECAY, HistoricalProfile, historical_profile
+from lib.data.profile import DECAY, HistoricalProfile, drift_of, historical_profile
 from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
@@ -245,8 +245,10 @@ def windows_for(config: Config, prepared: Prepared, device: torch.device, profil
     """Return the windows of a prepared series for networks on a device, with the historical profile if there is."""
     on_host, series = config.runtime.data == "host", None if profile is None else profile.series
     imputed = imputed_for(config, prepared)
-    calendar, hours = calendar_for(config), config.training.num_of_hours
-    return Windows(prepared, config.data.num_for_predict, calendar, device, on_host, series, imputed, hours)
+    calendar, hours, drift = calendar_for(config), config.training.num_of_hours, None
+    if config.needs.drift and series is not None:
+        drift = drift_of(prepared.observed - series, calendar.steps_per_day, imputed)
+    return Windows(prepared, config.data.num_for_predict, calendar, device, on_host, series, imputed, hours, drift)
 
 
 def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFolder, extra: dict[str, Any]) -> Trainer:

@@ -21,6 +21,8 @@ from model.graph_autoregression import GraphAutoregression
 from model.mlp import ResidualMLPBlock
 from model.neighbour_means import KINDS, NeighbourMeans
 
+DRIFTS = 3  # of half a day, a day and two days
+RESIDUAL_SIZE = 0.1  # of the scaled flow; heads read and give residuals divided by it, as numbers near 1
 LAYERS = 3  # residual MLP blocks of a head
 LEAST_WEIGHT = 0.05  # of the measured sensors in a mean, so that a mean of hardly any does not explode
 LONGEST_HOURS = 23  # a profile of the day before covers this much of the next day
@@ -40,6 +42,7 @@ class DecoderSettings:
     graph_means: Annotated[Switch, "sensors see the mean of all, of similar and of near sensors"] = True
     past_days: Annotated[Switch, "sensors see the hour to forecast on the input's earlier days and weeks"] = True
     carry_profile: Annotated[Switch, "the profile goes on after the training rows, recent days weighing more"] = False
+    drift: Annotated[Switch, "sensors see how far they were from their profile in the last days"] = False
     copy_imputed: Annotated[Switch, "an imputed sensor is forecast by last week's values"] = True
     mute_imputed: Annotated[Switch, "imputed sensors have no voice in means and autoregression"] = True
 
@@ -60,6 +63,7 @@ class DecoderSettings:
             calendar=True,
             profile=self.residual,
             carried_profile=self.residual and self.carry_profile,
+            drift=self.residual and self.drift,
             imputed=self.copy_imputed or self.mute_imputed,
             muted_imputed=self.mute_imputed,
             autoregression=self.residual and self.autoregression,
@@ -138,8 +142,8 @@ class HorizonDecoder(nn.Module):
         super().__init__()
         sensors, self.hour, self.horizon = len(graphs.topology), sizes.steps_per_hour, sizes.horizon
         horizon = self.horizon
-        self.residual, self.copy_imputed = settings.residual, settings.copy_imputed
-        self.mute_imputed = settings.mute_imputed
+        self.residual, self.drift = settings.residual, settings.needs().drift
+        self.copy_imputed, self.mute_imputed = settings.copy_imputed, settings.mute_imputed
         self.past_days = sizes.weeks + sizes.days if settings.past_days else 0
         self.same_steps = min(self.hour, horizon)  # steps of a past day's hour at the times of steps to forecast
         self.autoregression = None
@@ -149,9 +153,12 @@ class HorizonDecoder(nn.Module):
             self.autoregression = GraphAutoregression(graphs.topology, graphs.autoregression, horizon)
         self.means = NeighbourMeans(graphs) if settings.graph_means else None
 
-        own = (2 * self.hour + horizon if settings.residual else self.hour) + self.past_days * self.same_steps
-        expected = 0 if self.autoregression is None else horizon
-        values = own + expected + (KINDS * self.hour if settings.graph_means else 0) + memory_channels
+        drifts = DRIFTS if self.drift else 0
+        flows = self.hour + (horizon if settings.residual else 0)
+        residuals = self.hour + drifts + self.past_days * self.same_steps
+        residuals += 0 if self.autoregression is None else horizon
+        residuals += KINDS * (self.hour + drifts) if settings.graph_means else 0
+        values = flows + residuals + memory_channels
         self.residual_head = SensorMLP(sensors, values, sizes, settings)
         self.direct_head = SensorMLP(sensors, self.hour, sizes, settings) if settings.direct_head else None
 
@@ -170,39 +177,40 @@ class HorizonDecoder(nn.Module):
     def by_residual(self, inputs: Inputs, memory: Tensor | None) -> Tensor:
         """Forecast (B, N, P) as a base and a correction; the base is the profile, or the last value without it."""
         hour = inputs.series[:, :, -self.hour :]  # (B, N, h)
-        values = [hour]
+        flows = [hour]
         if self.residual:
             assert inputs.profile is not None
             profile_hour, base = inputs.profile[:, :, -self.hour - self.horizon :].tensor_split([self.hour], dim=-1)
-            residual = hour - profile_hour  # (B, N, h); the base is (B, N, P)
-            values += [residual, base]
+            residual = hour - profile_hour  # (B, N, h)
+            flows.append(base)  # (B, N, P)
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
             residual = hour - base
-        heard, weight = self._voices(residual, inputs.imputed)
+        shared, residuals = [residual], []
+        if self.drift:
+            assert inputs.drift is not None
+            shared.append(inputs.drift)  # (B, N, 3)
         if self.past_days:
             hours = inputs.series[:, :, : self.past_days * self.hour].unflatten(2, (self.past_days, self.hour))
             past = hours[..., : self.same_steps] - base[:, :, None, : self.same_steps]  # (B, N, days, min(h, P))
-            values.append(past.flatten(2))
+            residuals.append(past.flatten(2))
+        # What other sensors hear of each, and how much of a voice it has.
+        voice = (~inputs.imputed).to(hour) if self.mute_imputed and inputs.imputed is not None else None  # (B, N)
+        heard = [part if voice is None else part * voice.unsqueeze(-1) for part in shared]
         if self.autoregression is not None:
-            expected = self.autoregression(heard)  # (B, N, P)
-            values.append(expected)
+            expected = self.autoregression(heard[0])  # (B, N, P)
+            residuals.append(expected)
             base = base + expected
         if self.means is not None:
-            means = self.means(heard)  # (B, N, 3, h)
-            if weight is not None:
-                means = means / self.means(weight.unsqueeze(-1)).clamp_min(LEAST_WEIGHT)
-            values.append(means.flatten(2))
+            means = self.means(torch.cat(heard, dim=-1))  # (B, N, 3, h or h + 3)
+            if voice is not None:
+                means = means / self.means(voice.unsqueeze(-1)).clamp_min(LEAST_WEIGHT)
+            residuals.append(means.flatten(2))
+        values = [*flows, torch.cat([*shared, *residuals], dim=-1) / RESIDUAL_SIZE]
         if memory is not None:
             values.append(memory.flatten(2))
-        return base + self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)
-
-    def _voices(self, residual: Tensor, imputed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the residual (B, N, h) that other sensors see, and the weight (B, N) of each sensor among them."""
-        if imputed is None or not self.mute_imputed:
-            return residual, None
-        weight = (~imputed).to(residual)  # (B, N)
-        return residual * weight.unsqueeze(-1), weight
+        correction = self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)
+        return base + RESIDUAL_SIZE * correction
 
 
 class ResidualDTGLKNet(DTGLKNetEncoder):
@@ -236,7 +244,7 @@ class ResidualDTGLKNet(DTGLKNetEncoder):
         if not self.residual:
             return flow
         assert inputs.profile is not None
-        return flow - inputs.profile[:, :, : self.steps]
+        return (flow - inputs.profile[:, :, : self.steps]) / RESIDUAL_SIZE
 
     def front(self, inputs: Inputs) -> Tensor:
         """Return the front end's tokens (B, N, M, C), which know their sensor and the time of the forecast."""

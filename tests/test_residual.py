@@ -15,7 +15,7 @@ from lib.losses import mean_loss
 from lib.runs import start_run
 from model.embeddings import HarmonicEmbedding, TableEmbedding
 from model.neighbour_means import MeanOfAll, MeanOfNeighbours
-from model.residual import HorizonDecoder, ResidualMLP
+from model.residual import RESIDUAL_SIZE, HorizonDecoder, ResidualMLP
 from model.sparse_product import SparseProduct
 from tests.conftest import dense_graphs, load, make_network, tiny_series, write_dataset
 
@@ -171,7 +171,7 @@ def test_the_encoder_reads_the_residual_of_the_last_hours(residual: bool) -> Non
     assert model.first_step == first
     read = model.read_series(inputs)  # (B, N, D h)
     flow = inputs.series[:, :, first:]
-    assert torch.equal(read, flow - inputs.profile[:, :, :-HORIZON] if residual else flow)
+    assert torch.equal(read, (flow - inputs.profile[:, :, :-HORIZON]) / RESIDUAL_SIZE if residual else flow)
     # What lies before the last hours does not reach the memory.
     earlier = inputs._replace(series=torch.cat([inputs.series[:, :, :first] + 1, flow], dim=-1))
     assert torch.equal(model.encode(inputs), model.encode(earlier))
@@ -198,8 +198,8 @@ def test_it_sees_the_hour_to_forecast_on_past_days_less_its_base(horizon: int, r
     steps = min(HOUR, horizon)
     base = profile[:, :, HOUR : HOUR + steps] if residual else series[:, :, -1:]
     past = [series[:, :, day * HOUR : day * HOUR + steps] - base for day in range(days)]
-    others = HOUR + (HOUR + horizon if residual else 0)
-    assert torch.equal(read[0][:, :, others:], torch.cat([series[:, :, :0], *past], dim=-1))
+    others = 2 * HOUR + (horizon if residual else 0)
+    assert torch.equal(read[0][:, :, others:], torch.cat([series[:, :, :0], *past], dim=-1) / RESIDUAL_SIZE)
 
 
 def test_past_days_are_the_weeks_and_days_of_the_input(tmp_path: Path) -> None:
