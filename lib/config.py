@@ -4,7 +4,7 @@ The dataclasses below, and those of the variants ([Model]), are the only list of
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -423,7 +423,7 @@ def parse_config(
         raise InputError("\n".join(map(printable, faults)))
     assert variant is not None
 
-    for key, rule in variant.graph_rules.items():
+    for key, rule in asdict(variant.graph_rules).items():
         if values["Graph", key] == "auto":
             values["Graph", key] = rule
     return Config(

@@ -6,7 +6,7 @@ mode it may return several forecasts (heads, B, N, P), each of which is scored.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -215,6 +215,15 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphRules:
+    """What `auto` in [Graph] stands for, by key."""
+
+    similarity: str = "nearest"
+    laplacian: str = "symmetric"
+    dtw_rows: str = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """One variant of the network. Tables list the variants in the order of `model.variants.VARIANTS`.
 
@@ -224,7 +233,7 @@ class Variant:
         network: builds it from graphs, sizes and its own settings.
         settings: the frozen dataclass of its own settings in [Model], each field `Annotated[kind, meaning]`.
         faults: returns what is wrong with its settings under some sizes, by key: what was found and expected.
-        graph_rules: what `auto` in [Graph] stands for, by key.
+        graph_rules: what `auto` in [Graph] stands for.
         needs: what it asks for beside the series, by its settings.
         sees_other_sensors: whether the forecast of a sensor depends on others.
         has_encoder: whether it is an `Encoder`, with large kernels to look at.
@@ -238,9 +247,7 @@ class Variant:
     network: Callable[[Graphs, Sizes, Any], nn.Module]
     settings: type[Any]
     faults: Callable[[Any, Sizes], dict[str, str]] = lambda _settings, _sizes: {}
-    graph_rules: Mapping[str, str] = field(
-        default_factory=lambda: {"similarity": "nearest", "laplacian": "symmetric", "dtw_rows": "train"}, hash=False
-    )
+    graph_rules: GraphRules = GraphRules()
     needs: Callable[[Any], Needs] = lambda _: Needs()
     sees_other_sensors: bool = True
     has_encoder: bool = False

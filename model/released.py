@@ -8,7 +8,7 @@ initial weights. Its graphs are rules of lib/data/graphs.py.
 import torch
 from torch import Tensor, nn
 
-from lib.interface import Inputs, Variant
+from lib.interface import GraphRules, Inputs, Variant
 from model.attention import SpatialAttention
 from model.attention_blocks import AttentionBlocks
 from model.deformable_patches import DeformablePatches
@@ -88,7 +88,7 @@ RELEASED = Variant(
     network=ReleasedDTGLKNet,
     settings=PaperSettings,
     faults=PaperSettings.faults,
-    graph_rules={"similarity": "released", "laplacian": "released", "dtw_rows": "all"},
+    graph_rules=GraphRules(similarity="released", laplacian="released", dtw_rows="all"),
     has_encoder=True,
     of_the_paper=True,
     load_released=load_released,

@@ -22,7 +22,7 @@ from model.mlp import ResidualMLPBlock
 from model.neighbour_means import KINDS, NeighbourMeans
 
 DRIFTS = 3  # of half a day, a day and two days
-RESIDUAL_SIZE = 0.1  # of the scaled flow; heads read and give residuals divided by it, as numbers near 1
+RESIDUAL_SIZE = 0.1  # of the scaled flow; inside of a head, residuals and outputs are divided by it: numbers near 1
 LAYERS = 3  # residual MLP blocks of a head
 LEAST_WEIGHT = 0.05  # of the measured sensors in a mean, so that a mean of hardly any does not explode
 LONGEST_HOURS = 23  # a profile of the day before covers this much of the next day
@@ -84,7 +84,7 @@ class ResidualSettings(DecoderSettings, EncoderSettings):
     def faults(self, sizes: Sizes) -> dict[str, str]:
         """Return what is wrong with these settings, by key."""
         if not sizes.hours:
-            return {"variant": "found residual, expected num_of_hours of at least 1: its encoder reads the last hours"}
+            return {"variant": "found residual, expected num_of_hours of at least 1: its encoder reads them"}
         return {**EncoderSettings.faults(self, last_hours(sizes)), **DecoderSettings.faults(self, sizes)}
 
 
@@ -95,6 +95,8 @@ def last_hours(sizes: Sizes) -> Sizes:
 
 class SensorMLP(nn.Module):
     """From a few values of each sensor, and which sensor and time it is, to P numbers, by residual MLP blocks.
+
+    The last layer gives them in units of `RESIDUAL_SIZE`, so that a step of the optimiser moves a forecast by little.
 
     Args:
         sensors: N.
@@ -121,7 +123,7 @@ class SensorMLP(nn.Module):
         token = self.embedding(values)  # (B, N, D)
         if self.identity is not None:
             token = token + self.identity(step_of_week)
-        return self.prediction(self.blocks(token))  # (B, N, P)
+        return RESIDUAL_SIZE * self.prediction(self.blocks(token))  # (B, N, P)
 
 
 class HorizonDecoder(nn.Module):
@@ -209,8 +211,7 @@ class HorizonDecoder(nn.Module):
         values = [*flows, torch.cat([*shared, *residuals], dim=-1) / RESIDUAL_SIZE]
         if memory is not None:
             values.append(memory.flatten(2))
-        correction = self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)
-        return base + RESIDUAL_SIZE * correction
+        return base + self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)
 
 
 class ResidualDTGLKNet(DTGLKNetEncoder):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import MISSING, Field, FrozenInstanceError, fields, replace
+from dataclasses import MISSING, Field, FrozenInstanceError, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -444,7 +444,7 @@ def test_range_of_each_setting(name):
         assert f": found {text!r}, expected {kind.expected}" in line
     for text in right:
         config = of_variant(variant, f"{name}={text}")
-        value = config.variant.graph_rules[key] if text == "auto" and section == "Graph" else kind.parse(text)
+        value = getattr(config.variant.graph_rules, key) if text == "auto" and section == "Graph" else kind.parse(text)
         assert getattr(getattr(config, section.lower()), key) == value
         assert config.texts()[name] == kind.write(value)
         assert_comes_back(config)
@@ -466,7 +466,7 @@ def test_auto_is_the_rule_of_the_variant():
     ):
         graph = of_variant(variant).graph
         assert tuple(getattr(graph, key) for key in keys) == expected
-    assert set(RELEASED_VARIANT.graph_rules) == set(keys)
+    assert set(asdict(RELEASED_VARIANT.graph_rules)) == set(keys)
     assert of_variant("released", "Graph.similarity=full").graph.similarity == "full"
 
 
@@ -536,10 +536,12 @@ def test_the_historical_profile_comes_from_the_past(name):
         f"{PEMS04} [Model] residual: found on, expected num_for_predict of at most 276 (23 h), or off"
     ]
     no_hour = [variant, "Training.num_of_hours=0", "Model.residual=on"]
-    assert faults_of(PEMS04, *no_hour) == [
-        "--set Model.residual=on: found on, expected num_of_hours of at least 1, or off"
-    ]
-    for changes in (beyond_a_day, no_hour):
+    no_encoder = (
+        "--set Model.variant=residual: found residual, expected num_of_hours of at least 1: its encoder reads them"
+    )
+    no_profile = "--set Model.residual=on: found on, expected num_of_hours of at least 1, or off"
+    assert faults_of(PEMS04, *no_hour) == [no_encoder if name == "residual" else no_profile]
+    for changes in (beyond_a_day, *([no_hour] if name == "residual_mlp" else [])):
         config = load(PEMS04, [*changes, "Model.residual=off"])
         assert not config.needs.profile
     config = load(PEMS04, [variant, "Data.num_for_predict=276"])
@@ -638,7 +640,7 @@ num_of_hours = 0
         f"its.conf [Train]: found unknown section 'Train', expected one of {', '.join(SECTION_NAMES)} "
         "(did you mean 'Training'?)",
         "its.conf [Model] time_gate: found a setting of variant paper, released, expected one of variant residual_mlp: "
-        "variant, residual, autoregression, direct_head, identity, harmonics, graph_means, past_days, carry_profile, "
+        "variant, residual, autoregression, direct_head, identity, harmonics, graph_means, past_days, carry_profile, drift, "
         "copy_imputed, mute_imputed, members",
         "its.conf [Training] dropout: found '1', expected a number of at least 0 and below 1",
         "its.conf [Training] seed: found '-2', expected an integer from 0 to 4294967295",
