@@ -68,6 +68,10 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def equals(self, other: "Neighbours") -> bool:
+        """Return whether all sensors have the same neighbours."""
+        return torch.equal(self.starts, other.starts) and torch.equal(self.sensors, other.sensors)
+
     @property
     def counts(self) -> Tensor:
         """The number of neighbours of each sensor, (N,)."""

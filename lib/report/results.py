@@ -216,7 +216,7 @@ def _own_links(results: Results) -> tuple[Links, csr_array]:
     links = links_for(config)
     adjacency = adjacency_matrix(links, config.data.num_of_vertices)
     wanted = Neighbours.of(topology_mask(adjacency, config.graph.hops)) if config.graph.topology == "hops" else None
-    other_mask = wanted is not None and not torch.equal(wanted.sensors, results.graphs.topology.sensors)
+    other_mask = wanted is not None and not wanted.equals(results.graphs.topology)
     own = origin(config, links)["links"]
     if other_mask or results.checkpoint["made_from"].get("links", own) != own:
         raise InputError(f"{path}: found other links than the run was made with, expected the same file")
