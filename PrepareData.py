@@ -42,9 +42,12 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
         )
     if prepared.imputed is not None:
         share, rule = prepared.imputed.mean(axis=0), prepared.made_from["Data.imputed"]  # share of each sensor
+        how, least = "repeat the week or the day before for two hours or more", LEAST_SHARE
+        if prepared.marked:
+            how, least = "are marked in the file", 0.0
         lines.append(
-            f"imputed: {100 * share.mean():.2f} % of the values repeat the week or the day before for two hours or "
-            f"more, at {np.count_nonzero(share > LEAST_SHARE)} sensors; {IMPUTED[rule]} ([Data] imputed = {rule})"
+            f"imputed: {100 * share.mean():.2f} % of the values {how}, at {np.count_nonzero(share > least)} sensors; "
+            f"{IMPUTED[rule]} ([Data] imputed = {rule})"
         )
     zeros = np.count_nonzero(prepared.truth == 0)
     if zeros:

@@ -512,6 +512,28 @@ def _place(path: Path, entries: dict[Name, Entry], name: Name) -> str:
     return entries[name].place if name in entries else f"{path} [{section}] {key}"
 
 
+# --------------------------------------------------------------------------------------------- a new data set
+
+
+def dataset_ini(about: str, data: DataConfig) -> str:
+    """Return the text of an INI file for a new data set: its [Data], and [Training] as PEMS08 has it.
+
+    Args:
+        about: what it is, for the comment at the top, one or more lines.
+        data: of which only what is not by default is written.
+    """
+    rows = []
+    for item in fields(data):
+        if (value := getattr(data, item.name)) != item.default:
+            text, clauses = kind_of(item.type).write(value), meaning_of(item.type).split("; ")
+            rows.append((f"{item.name} = {text}", next((c for c in clauses if c.startswith(f"{text}:")), clauses[0])))
+    width = max(len(row) for row, _ in rows)
+    shown = [f"{row:{width}}  # {meaning}" for row, meaning in rows]
+    training = (CONFIGURATIONS / "PEMS08.conf").read_text(encoding="utf-8").partition("[Training]")
+    comment = "\n".join(f"# {line}" for line in about.splitlines())
+    return "\n".join([comment, "", "[Data]", *shown, "", "".join(training[1:])])
+
+
 # ----------------------------------------------------------------------------------------------- documentation
 
 

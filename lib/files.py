@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,24 @@ def save_npz(path: Path, arrays: Mapping[str, NDArray[Any]], compressed: bool = 
     save = np.savez_compressed if compressed else np.savez
     with written_whole(path) as partial, partial.open("wb") as handle:
         save(handle, allow_pickle=False, **arrays)
+
+
+def write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> None:
+    """Write an array to an npz archive part by part along its first axis, so that it need not be in memory.
+
+    Args:
+        archive: open for writing.
+        name: of the array.
+        shape: of the whole array.
+        parts: at least one; all are of the type of the first.
+    """
+    parts = iter(parts)
+    first = next(parts)
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_2_0(member, header)
+        for part in chain([first], parts):
+            member.write(np.ascontiguousarray(part).data)
 
 
 def save_json(path: Path, content: object) -> None:

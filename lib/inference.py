@@ -18,7 +18,16 @@ from lib.data.imputed import causal_flags
 from lib.data.preparing import window_shape
 from lib.data.profile import DECAY, drift_of, historical_profile
 from lib.data.sensor_tables import check_sensor_count, grid_steps, is_table, read_table, start_time
-from lib.data.series import FLOW, Scaling, fill_gaps, find_gaps, missing_values, read_series, refuse_negative
+from lib.data.series import (
+    FLOW,
+    Scaling,
+    fill_gaps,
+    find_gaps,
+    missing_values,
+    read_marks,
+    read_series,
+    refuse_negative,
+)
 from lib.data.windowing import Calendar, time_of_step
 from lib.devices import choose_device, configure_cpu
 from lib.errors import InputError, nearest
@@ -124,6 +133,7 @@ class History:
             it is known.
         has_times: whether the file has times.
         points_per_hour: time steps in an hour.
+        marks: (T, N), which values the file marks as imputed; None: it has no marks.
     """
 
     path: Path
@@ -133,6 +143,7 @@ class History:
     start: datetime | None
     has_times: bool
     points_per_hour: int
+    marks: NDArray[np.bool_] | None = None
 
     def label(self, index: int) -> str:
         """Return the time of a step, by its index into `flow` or beyond, or its number where no time is known."""
@@ -141,7 +152,7 @@ class History:
 
     def until(self, end: int) -> "History":
         """Return the history without the steps from an index on."""
-        return replace(self, flow=self.flow[:end])
+        return replace(self, flow=self.flow[:end], marks=None if self.marks is None else self.marks[:end])
 
 
 def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_position: bool = False) -> History:
@@ -158,7 +169,10 @@ def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_posit
         series = read_series(path, data.num_of_vertices, gaps=True)
         first = 0 if steps is None else max(0, len(series) - steps)
         flow = series[first:, :, FLOW].astype(np.float64)
-        return _checked(History(path, flow, sensors, first, data.start, False, data.points_per_hour), data)
+        marks = read_marks(path, series.shape[:2])
+        if marks is not None:
+            marks = marks[first:]
+        return _checked(History(path, flow, sensors, first, data.start, False, data.points_per_hour, marks), data)
 
     table = read_table(path)
     if by_position:
@@ -259,7 +273,8 @@ class Outlook:
         profile: (D h + P, N), the historical profile of the input's last hours and of the steps to forecast; None if
             not needed.
         imputed: (N,), which sensors are imputed; None if it is not needed, or none is.
-        last_week: (P, N), the values a week before the steps to forecast; None like `imputed`.
+        last_week: (P, N), the values a week before the steps to forecast; None like `imputed`, or where a file marks
+            imputed values: they need not repeat those.
         drift: (N, 3), how far sensors were from their profile in the last days; None if not needed.
         notes: lines for the user.
     """
@@ -280,16 +295,24 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
     step_of_week = calendar.step_of_week(history.first_step + length)
     notes = []
     profile = imputed = last_week = drift = None
-    flags = np.zeros((length + 1, history.flow.shape[1]), dtype=np.bool_)
+    filled_in = None  # (T, N), which values of the history were
     if config.needs.imputed:
-        if length < week + calendar.steps_per_day:
+        if history.marks is not None:
+            filled_in = history.marks & ~np.isnan(history.flow)
+            last = filled_in[-1]
+            imputed = last if last.any() else None
+            notes.append(f"imputed sensors: {last.sum()} of {len(last)} by the marks of the file")
+        elif length < week + calendar.steps_per_day:
             needed = week + calendar.steps_per_day
             notes.append(f"imputed sensors: not looked for, {length} steps were read and {needed} are needed")
-        elif (flags := causal_flags(history.flow.astype(np.float32), calendar))[-1].any():
-            imputed = flags[-1]
-            steps = np.arange(horizon) % week - week
-            last_week = fill_gaps(history.flow[-(week + calendar.steps_per_day) :], length)[steps]
-            notes.append(f"imputed sensors: {imputed.sum()} of {len(imputed)} repeat last week and are forecast by it")
+        else:
+            flags = causal_flags(history.flow.astype(np.float32), calendar)
+            filled_in, last = flags[:-1], flags[-1]
+            if last.any():
+                imputed = last
+                steps = np.arange(horizon) % week - week
+                last_week = fill_gaps(history.flow[-(week + calendar.steps_per_day) :], length)[steps]
+                notes.append(f"imputed sensors: {last.sum()} of {len(last)} repeat last week and are forecast by it")
     if (profile_week := forecaster.profile_week) is not None:
         profile = profile_week[(calendar.step_of_week(history.first_step) + np.arange(length + horizon)) % week]
         if config.needs.carried_profile:
@@ -304,7 +327,7 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
                 )
         if config.needs.drift:
             residual = history.flow.astype(np.float32) - profile[:length]
-            drift = drift_of(residual, calendar.steps_per_day, flags)[-1]
+            drift = drift_of(residual, calendar.steps_per_day, filled_in)[-1]
         profile = profile[-(config.training.num_of_hours * config.data.points_per_hour + horizon) :]
     return Outlook(step_of_week, profile, imputed, last_week, drift, tuple(notes))
 

@@ -27,7 +27,8 @@ class Inputs(NamedTuple):
             None for networks that do not ask for it.
         imputed: (B, N), which sensors are being filled in and not measured (`lib.data.imputed`); None: none is, or the
             network does not ask.
-        last_week: (B, N, P), the values one week before the steps to forecast; None like `imputed`.
+        last_week: (B, N, P), the values one week before the steps to forecast, which imputed sensors repeat; None like
+            `imputed`, or where they need not repeat them.
         drift: (B, N, 3), the mean residual of the last half day, day and two days; None for networks that do not ask.
         teacher: (B, N, P), the value before each step to forecast, for teacher forcing; None: a forecast on its own.
         tokens: (B, N, M, C), the front end's output where it was computed before, with more samples than these; None:

@@ -16,7 +16,7 @@ from lib.baselines import score_baselines, targets
 from lib.checkpoints import CARRIED, load_checkpoint, load_tensors, restored, save_checkpoint
 from lib.config import FILE_SETTINGS, Config, parse_config
 from lib.data.autoregression import graph_autoregression
-from lib.data.imputed import causal_flags
+from lib.data.imputed import causal_flags, marked_flags
 from lib.data.prepared import Prepared, padded_label_starts
 from lib.data.preparing import calendar_for, check_origin, graphs_for, links_for, origin, prepared_for, sensor_names
 from lib.data.profile import DECAY, HistoricalProfile, drift_of, historical_profile
@@ -115,7 +115,7 @@ def _fitted_autoregression(
     if profile is None or not config.needs.autoregression:
         return None
     started = time.perf_counter()
-    imputed = imputed_for(config, prepared) if config.needs.muted_imputed else None
+    imputed = _filled_in(prepared, imputed_for(config, prepared)) if config.needs.muted_imputed else None
     coefficients = graph_autoregression(prepared, profile, topology, calendar_for(config), imputed)
     seconds = time.perf_counter() - started
     print(f"autoregression: {np.count_nonzero(coefficients):,} coefficients fitted in {seconds:.1f} s")
@@ -237,8 +237,17 @@ def imputed_for(config: Config, prepared: Prepared) -> NDArray[np.bool_] | None:
     """Return which sensors are imputed at each step (T + 1, N), where the network asks and any is."""
     if not config.needs.imputed:
         return None
+    if prepared.marked:
+        return None if prepared.imputed is None else marked_flags(prepared.imputed)
     flags = causal_flags(prepared.observed, calendar_for(config))
     return flags if flags.any() else None
+
+
+def _filled_in(prepared: Prepared, imputed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return which values (T, N) a network takes for filled in, by the flags of its forecasts (T + 1, N)."""
+    if imputed is None:
+        return None
+    return imputed[1:] if prepared.marked else imputed[:-1]  # a mark is known with its value
 
 
 def windows_for(config: Config, prepared: Prepared, device: torch.device, profile: HistoricalProfile | None) -> Windows:
@@ -247,7 +256,7 @@ def windows_for(config: Config, prepared: Prepared, device: torch.device, profil
     imputed = imputed_for(config, prepared)
     calendar, hours, drift = calendar_for(config), config.training.num_of_hours, None
     if config.needs.drift and series is not None:
-        drift = drift_of(prepared.observed - series, calendar.steps_per_day, imputed)
+        drift = drift_of(prepared.observed - series, calendar.steps_per_day, _filled_in(prepared, imputed))
     return Windows(prepared, config.data.num_for_predict, calendar, device, on_host, series, imputed, hours, drift)
 
 

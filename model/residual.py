@@ -43,7 +43,7 @@ class DecoderSettings:
     past_days: Annotated[Switch, "sensors see the hour to forecast on the input's earlier days and weeks"] = True
     carry_profile: Annotated[Switch, "the profile goes on after the training rows, recent days weighing more"] = False
     drift: Annotated[Switch, "sensors see how far they were from their profile in the last days"] = False
-    copy_imputed: Annotated[Switch, "an imputed sensor is forecast by last week's values"] = True
+    copy_imputed: Annotated[Switch, "an imputed sensor that repeats last week is forecast by its values"] = True
     mute_imputed: Annotated[Switch, "imputed sensors have no voice in means and autoregression"] = True
 
     def faults(self, sizes: Sizes) -> dict[str, str]:
@@ -171,8 +171,8 @@ class HorizonDecoder(nn.Module):
             direct = self.direct_head(inputs.series[:, :, -self.hour :], inputs.step_of_week)  # (B, N, P)
             heads = torch.stack([direct, forecast])  # (2, B, N, P)
             forecast = heads if self.training else heads.mean(dim=0)
-        if self.copy_imputed and inputs.imputed is not None:
-            assert inputs.last_week is not None
+        if self.copy_imputed and inputs.last_week is not None:
+            assert inputs.imputed is not None
             forecast = torch.where(inputs.imputed.unsqueeze(-1), inputs.last_week, forecast)
         return forecast
 

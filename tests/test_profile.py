@@ -122,10 +122,10 @@ def test_drift_is_the_mean_residual_of_the_days_before() -> None:
     residual = random.normal(size=(4 * DAY, 3)).astype(np.float32)
     residual[random.random(residual.shape) < 0.2] = np.nan
     residual[DAY : 3 * DAY, 2] = np.nan  # nothing counts
-    imputed = random.random((len(residual) + 1, 3)) < 0.2
-    counted = np.where(imputed[:-1], np.nan, residual)
+    filled_in = random.random(residual.shape) < 0.2
+    counted = np.where(filled_in, np.nan, residual)
     counted[:DAY] = np.nan  # a day without a profile
-    drift, without = drift_of(residual, DAY, imputed), drift_of(residual, DAY)
+    drift, without = drift_of(residual, DAY, filled_in), drift_of(residual, DAY)
     for t0 in (0, DAY, DAY + 7, 3 * DAY, len(residual)):
         for index, hours in enumerate(DRIFT_HOURS):
             days = slice(max(0, t0 - hours * DAY // 24), t0)
@@ -133,7 +133,7 @@ def test_drift_is_the_mean_residual_of_the_days_before() -> None:
     assert not np.array_equal(drift, without)
     later = residual.copy()
     later[3 * DAY :] += 1
-    assert np.array_equal(drift_of(later, DAY, imputed)[: 3 * DAY + 1], drift[: 3 * DAY + 1])
+    assert np.array_equal(drift_of(later, DAY, filled_in)[: 3 * DAY + 1], drift[: 3 * DAY + 1])
 
 
 def mean_of(values: np.ndarray) -> np.ndarray:

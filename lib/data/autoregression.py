@@ -53,8 +53,8 @@ def graph_autoregression(
         profile: its historical profile.
         near: the sensors that each is regressed on, itself among them.
         calendar: of the series.
-        imputed: (T + 1, N), which sensors are imputed at each step. They are left out: their residuals count as 0 for
-            the others, and are not fitted. None: no sensor is imputed.
+        imputed: (T or more, N), which sensors are imputed at each step. They are left out: their residuals count as 0
+            for the others, and are not fitted. None: no sensor is imputed.
 
     Returns:
         Coefficients (lags, E) of the E neighbours in `near`, for residuals in any unit that all sensors share: A[l, e]

@@ -6,6 +6,9 @@ average by time of the week. Such values equal those of the week before for hour
 - `imputed_values` uses the whole series. It says which values count as not measured, for scores and figures.
 - `causal_flags` uses only the rows before a forecast. It says which sensors are being imputed now. Their next values
   are then known: they are those of last week.
+
+A file that marks its imputed values needs neither: its marks are taken in their place (`marked_flags`). They do not say
+how a value was filled in, so no next value follows from them.
 """
 
 import numpy as np
@@ -64,6 +67,15 @@ def causal_flags(flow: NDArray[np.float32], calendar: Calendar) -> NDArray[np.bo
     enough = sums[length:] - sums[:-length] >= FLAG_SHARE * length
     flags[length:] = enough & (changes[length - 1 :] > changes[: len(changes) - length + 1])
     return flags
+
+
+def marked_flags(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return for every step t0, and the one after the last, whose value before t0 is marked: (T + 1, N).
+
+    Args:
+        marks: (T, N), where the source of the data says that it filled in a value. It says so with the value.
+    """
+    return np.concatenate([np.zeros_like(marks[:1]), marks])
 
 
 def _changes(flow: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -20,10 +20,11 @@ from lib.data.imputed import LEAST_SHARE, imputed_values
 from lib.data.series import CHUNK_ROWS, FLOW, Scaling, fill_gaps, last_observed, missing_values, refuse_negative
 from lib.data.windowing import PADDED_FROM_DAY, SPLITS, Calendar, WindowShape, padded
 from lib.errors import InputError
-from lib.files import load_npz, save_npz, written_whole
+from lib.files import load_npz, save_npz, write_member, written_whole
 
 SENSORS_NAMED = 5  # in a message
 MASKS = ("missing", "imputed")
+MARKS = "marks"  # in `Prepared.made_from`, of a series that marks its imputed values
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Prepared:
         minimum, maximum: (F,) of each feature over all observed values in rows that a training input touches.
         made_from: all that decided the rest, by name: the series, the windows, and the rules.
         missing: (T, N), where the flow is missing; None where nothing is.
-        imputed: (T, N), where the flow was filled in and not measured (`lib.data.imputed`); None where nothing was.
+        imputed: (T, N), where the flow was filled in and not measured, by the marks of the series, or where there are
+            none by its values (`lib.data.imputed`); None where nothing was.
     """
 
     flow: NDArray[np.float32]
@@ -50,6 +52,11 @@ class Prepared:
     imputed: NDArray[np.bool_] | None = None
 
     @property
+    def marked(self) -> bool:
+        """Whether the series says itself which values are imputed."""
+        return MARKS in self.made_from
+
+    @property
     def observed(self) -> NDArray[np.float32]:
         """The flow (T, N) with NaN where it is missing."""
         return self.flow if self.missing is None else np.where(self.missing, np.float32(np.nan), self.flow)
@@ -58,7 +65,7 @@ class Prepared:
     def unscored(self) -> NDArray[np.bool_] | None:
         """Where targets do not count (T, N): missing, and imputed by [Data] imputed = missing; None: all count.
 
-        Whether a value is imputed depends on those after it. So it may not change what a forecast reads.
+        Without marks, whether a value is imputed depends on those after it. So it may not change what a forecast reads.
         """
         if self.imputed is None or self.made_from.get("Data.imputed") != "missing":
             return self.missing
@@ -123,6 +130,7 @@ def prepare(
     made_from: Mapping[str, str],
     missing_rule: str = "error",
     sensors: Sequence[str] | None = None,
+    marks: NDArray[np.bool_] | None = None,
 ) -> Prepared:
     """Decide splits and scaling of a series (T, N, F), and keep its flow with gaps filled.
 
@@ -132,6 +140,7 @@ def prepare(
         made_from: what the result says of its origin.
         missing_rule: [Data] missing, by which values count as missing.
         sensors: (N,) names for messages; None stands for their positions.
+        marks: (T, N), which values the series says are imputed; None: it does not say.
 
     Raises:
         InputError: there are too few rows for the windows, a flow is negative, the training flow is constant, a sensor
@@ -147,7 +156,11 @@ def prepare(
     missing = missing_values(flow, missing_rule)
     observed = np.where(missing, np.float32(np.nan), flow)
     refuse_negative(observed, missing_rule, lambda sensor: str(sensors[sensor] if sensors else sensor), str)
-    imputed = imputed_values(observed, calendar)
+    if marks is None:
+        imputed = imputed_values(observed, calendar)
+        by_chance = not (imputed.mean(axis=0) > LEAST_SHARE).any()
+    else:
+        imputed, by_chance = marks & ~missing, False
     silent = np.flatnonzero(missing[touched].all(axis=0))
     if len(silent):
         names = ", ".join(str(sensors[sensor] if sensors else sensor) for sensor in silent[:SENSORS_NAMED])
@@ -179,7 +192,7 @@ def prepare(
         maximum,
         made_from,
         missing if missing.any() else None,
-        imputed if (imputed.mean(axis=0) > LEAST_SHARE).any() else None,
+        imputed if imputed.any() and not by_chance else None,
     )
     for split, starts in label_starts.items():
         if prepared.missing_targets(starts, shape.horizon).sum() == len(starts) * num_nodes * shape.horizon:
@@ -274,16 +287,10 @@ def materialize(path: Path, series: NDArray[Any], prepared: Prepared, horizon: i
     with written_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for split, starts in prepared.label_starts.items():
             for name, part in (("x", inputs), ("target", targets)):
-                head = part(starts[:1])
-                with archive.open(f"{split}_{name}.npy", "w", force_zip64=True) as member:
-                    header = {
-                        "descr": np.lib.format.dtype_to_descr(head.dtype),
-                        "fortran_order": False,
-                        "shape": (len(starts), *head.shape[1:]),
-                    }
-                    np.lib.format.write_array_header_2_0(member, header)
-                    for first in tqdm(range(0, len(starts), piece), desc=f"{split} {name}", disable=None):
-                        member.write(np.ascontiguousarray(part(starts[first : first + piece])).data)
+                shape = (len(starts), *part(starts[:1]).shape[1:])
+                pieces = tqdm(range(0, len(starts), piece), desc=f"{split} {name}", disable=None)
+                windows = (part(starts[first : first + piece]) for first in pieces)
+                write_member(archive, f"{split}_{name}", shape, windows)
             with archive.open(f"{split}_timestamp.npy", "w") as member:
                 np.lib.format.write_array(member, starts[:, None], allow_pickle=False)
         for name, array in (("mean", maximum), ("std", minimum)):

@@ -28,9 +28,9 @@ from lib.data.dtw import (
 )
 from lib.data.graphs import Links, SensorGraphs, build_graphs, read_links
 from lib.data.nearest import Search, nearest_sensors
-from lib.data.prepared import Prepared, load_prepared, materialize, prepare, save_prepared
+from lib.data.prepared import MARKS, Prepared, load_prepared, materialize, prepare, save_prepared
 from lib.data.sensor_tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
-from lib.data.series import read_series
+from lib.data.series import has_marks, read_marks, read_series
 from lib.data.windowing import Calendar, WindowShape
 from lib.devices import choose_device
 from lib.errors import InputError
@@ -147,8 +147,9 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     series = series_for(config)
     _check_made_files(config, config.prepared_path)
     sensors = table_sensors(config) if is_table(source) else None
+    marks = read_marks(source, series.shape[:2])
     try:
-        prepared = prepare(series, window_shape(config), made_from(config), config.data.missing, sensors)
+        prepared = prepare(series, window_shape(config), made_from(config), config.data.missing, sensors, marks)
     except InputError as error:
         raise InputError(f"{source} data: {error}") from None
     if materialized is not None and (prepared.missing is not None or np.isnan(series).any()):
@@ -189,8 +190,9 @@ def made_from(config: Config) -> dict[str, str]:
         *("Data.num_of_vertices", "Data.points_per_hour", "Data.num_for_predict", "Data.start", "Data.missing"),
         *("Data.imputed", "Data.split", "Training.num_of_weeks", "Training.num_of_days", "Training.num_of_hours"),
     )
-    series = fingerprint(config.data.graph_signal_matrix_filename)
-    return {"version": PREPARED_VERSION, "series": series, **{name: texts[name] for name in settings}}
+    path = config.data.graph_signal_matrix_filename
+    marks = {MARKS: "of the series"} if has_marks(path) else {}
+    return {"version": PREPARED_VERSION, "series": fingerprint(path), **marks, **{key: texts[key] for key in settings}}
 
 
 def prepared_for(config: Config) -> Prepared:

@@ -93,7 +93,7 @@ def historical_profile(
 
 
 def drift_of(
-    residual: NDArray[np.float32], steps_per_day: int, imputed: NDArray[np.bool_] | None = None
+    residual: NDArray[np.float32], steps_per_day: int, filled_in: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
     """Return how far each sensor was from its profile in the last days, at every step t0: (T + 1, N, 3).
 
@@ -104,12 +104,12 @@ def drift_of(
     Args:
         residual: (T, N), flow less profile, NaN where missing.
         steps_per_day: steps of a day.
-        imputed: (T + 1, N), which sensors are imputed at each step; None: no sensor is.
+        filled_in: (T, N), which values are imputed; None: none is.
     """
     counted = ~np.isnan(residual)
     counted[:steps_per_day] = False
-    if imputed is not None:
-        counted &= ~imputed[:-1]
+    if filled_in is not None:
+        counted &= ~filled_in
     total, count = (np.zeros((len(residual) + 1, residual.shape[1])) for _ in range(2))
     np.cumsum(np.where(counted, residual, 0), axis=0, out=total[1:])
     np.cumsum(counted, axis=0, out=count[1:])

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from lib.errors import InputError
 from lib.files import load_npz, refuse_pickle
 
 FLOW = 0  # the feature that is forecast; occupancy and speed follow where a file has them
+MARKS_ARRAY = "imputed"  # of an npz file, beside the series
 MISSING_WORDS = ("interpolate", "zero_is_missing", "negative_is_missing")
 MARKERS_SHOWN = 3  # different negative values, in a message
 CHUNK_ROWS = 1024  # rows looked at together, so that checking a series needs no second copy of it
@@ -107,6 +109,30 @@ def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
             f"expected finite numbers{hint}"
         )
     return data
+
+
+def has_marks(path: Path) -> bool:
+    """Return whether a series is an npz archive that marks its imputed values."""
+    if not zipfile.is_zipfile(path):  # a table, or no file
+        return False
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return f"{MARKS_ARRAY}.npy" in archive.namelist()
+    return False
+
+
+def read_marks(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Read the array `imputed` (T, N) of an npz file, which says what was filled in; None where there is none.
+
+    Raises:
+        InputError: it is not one boolean for each step and sensor.
+    """
+    if not has_marks(path):
+        return None
+    marks = load_npz(path, (MARKS_ARRAY,))[MARKS_ARRAY]
+    if marks.dtype != np.bool_ or marks.shape != shape:
+        found = f"found type {marks.dtype} and shape {marks.shape}"
+        raise InputError(f"{path} {MARKS_ARRAY}: {found}, expected booleans {shape} (time steps, sensors)")
+    return marks
 
 
 def missing_rule(text: str) -> str:

@@ -156,6 +156,7 @@ class Windows:
         imputed = last_week = None
         if self.imputed is not None:
             imputed = self.imputed[label_starts]  # (B, N)
+        if self.imputed is not None and not self.prepared.marked:
             # Before the second week nothing is flagged, so what is read there does not matter.
             week = self.calendar.steps_per_week
             last_week = self._read(label_starts, self.target_offsets % week - week)  # (B, N, P)
