@@ -26,6 +26,7 @@ from lib.data.series import (
     missing_values,
     read_marks,
     read_series,
+    read_start,
     refuse_negative,
 )
 from lib.data.windowing import Calendar, time_of_step
@@ -170,9 +171,10 @@ def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_posit
         first = 0 if steps is None else max(0, len(series) - steps)
         flow = series[first:, :, FLOW].astype(np.float64)
         marks = read_marks(path, series.shape[:2])
-        if marks is not None:
-            marks = marks[first:]
-        return _checked(History(path, flow, sensors, first, data.start, False, data.points_per_hour, marks), data)
+        marks = None if marks is None else marks[first:]
+        start = read_start(path)
+        has_times, start = start is not None, start or data.start
+        return _checked(History(path, flow, sensors, first, start, has_times, data.points_per_hour, marks), data)
 
     table = read_table(path)
     if by_position:

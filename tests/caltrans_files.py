@@ -126,14 +126,21 @@ def write_days(
     series: np.ndarray,
     observed: np.ndarray | None = None,
     start: datetime = datetime(2018, 3, 5),
+    clocks: bool = False,
 ) -> list[Path]:
-    """Write a series (T, N, 3) as one file a day, observed (T, N) in %."""
+    """Write a series (T, N, 3) as one file a day, observed (T, N) in %.
+
+    With `clocks`, the hour that clocks pass over is left out, and the hour that comes twice is written twice.
+    """
+    doubled, passed_over = clock_changes(int((start - EPOCH) / STEP) + np.arange(len(series)))
     observed = np.full(series.shape[:2], 100.0) if observed is None else observed
     paths = []
     for first in range(0, len(series), 288):
         rows = []
         for step in range(first, min(first + 288, len(series))):
-            rows += raw_rows(start + step * timedelta(minutes=5), stations, series[step], observed[step])
+            if not (clocks and passed_over[step]):
+                again = raw_rows(start + step * STEP, stations, series[step], observed[step])
+                rows += again * (2 if clocks and doubled[step] else 1)
         name = f"d{DISTRICT:02d}_text_station_5min_{start + timedelta(days=first // 288):%Y_%m_%d}.txt.gz"
         paths.append(write_raw(folder / name, rows))
     return paths
@@ -167,9 +174,7 @@ def main() -> None:
             observed[rows, sensor] = 0
     observed[: len(observed) // 10, 14] = np.nan  # comes later
     observed[:, 27] = 0  # silent
-    since = int((arguments.start - EPOCH) / STEP)
-    observed[clock_changes(since + np.arange(len(observed)))[1]] = np.nan  # the hour that clocks pass over
-    files = write_days(arguments.folder, stations, series, observed, arguments.start)
+    files = write_days(arguments.folder, stations, series, observed, arguments.start, clocks=True)
     if len(files) > 10:
         files[10].unlink()
     write_metadata(arguments.folder / f"d{DISTRICT:02d}_text_meta_{arguments.start:%Y_%m_%d}.txt", stations)

@@ -22,6 +22,7 @@ from lib.data.caltrans import dataset
 from lib.data.caltrans.dataset import Request, in_longer_steps
 from lib.data.caltrans.raw_files import RawPart, read_raw_file
 from lib.data.caltrans.stations import EARTH_RADIUS, Station, read_metadata, road_links
+from lib.data.series import read_start
 from lib.errors import InputError, run_script
 from lib.files import REPOSITORY_ROOT
 from tests.caltrans_files import RawStation, demo_stations, raw_rows, write_days, write_metadata, write_raw
@@ -403,6 +404,19 @@ def test_the_filters_and_a_box(series: np.ndarray, convert: Convert, tmp_path: P
         assert read(tmp_path, name)[2] == expected  # road by road in the direction of travel
 
 
+def test_the_stations_of_a_trained_network_in_its_order(series: np.ndarray, convert: Convert, tmp_path: Path) -> None:
+    observed = np.full((STEPS, len(IDS)), 100.0)
+    observed[:, 2], observed[1:, 4] = np.nan, 0  # nothing, and hardly anything: both are kept
+    write(tmp_path, series[:STEPS], observed, START + timedelta(hours=9))
+    wanted = [IDS[position] for position in (4, 2, 7)]
+    (tmp_path / "ids.txt").write_text("".join(f"{number}\n" for number in wanted))
+    assert convert("--ids ids.txt") == 0
+    data, _, ids = read(tmp_path)
+    assert ids == wanted
+    np.testing.assert_array_equal(data, np.where(observed[:, :, None] == 100, series[:STEPS], np.nan)[:, [4, 2, 7]])
+    assert read_start(tmp_path / "data" / "LA" / "LA.npz") == START + timedelta(hours=9)
+
+
 def test_several_metadata_files(
     series: np.ndarray, convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -523,6 +537,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         lambda _: None,
         "--freeway 170 --direction N",
         "--freeway 170 --direction N: found no such station in meta.txt, expected at least one",
+    ),
+    "other ids": (
+        lambda root: (root / "ids.txt").write_text(f"{IDS[1]}\n71701\n{IDS[1]}\n"),
+        "--ids ids.txt",
+        rf"ids.txt row 2: found '71701', expected a station of meta.txt \(did you mean '\d+'\?\)\n"
+        rf"ids.txt row 3: found station {IDS[1]} again, expected it once",
+    ),
+    "ids and a freeway": (
+        lambda _: None,
+        "--ids ids.txt --freeway 101",
+        "--ids: found another choice of stations beside ids.txt, expected one",
     ),
     "a metadata row": (
         metadata("\t101\tN", "\t101\tU"),

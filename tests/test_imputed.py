@@ -1,5 +1,6 @@
 """Imputed values: which count, what a network and its forecasts make of them, and that no flag looks ahead."""
 
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +15,15 @@ from hypothesis import strategies as st
 from lib.baselines import BASELINES
 from lib.data.imputed import FLAG_SHARE, causal_flags, imputed_values
 from lib.data.prepared import prepare
-from lib.data.preparing import calendar_for, prepared_for
+from lib.data.preparing import calendar_for, prepared_for, window_shape
 from lib.data.profile import HistoricalProfile
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Windows
+from lib.errors import InputError
 from lib.interface import Inputs, Neighbours, Sizes
 from lib.report.figures import imputed_days
 from lib.report.results import load_results
-from lib.runs import TrainingRun, score_run, start_run
+from lib.runs import TrainingRun, imputed_for, profile_for, score_run, start_run, windows_for
 from model.attention import SpatialAttention
 from model.attention_blocks import AttentionBlocks
 from tests.conftest import Call, dense_fit, dense_graphs, load, make_network, tiny_series, write_dataset
@@ -328,6 +330,98 @@ def test_imputed_values_may_count_as_missing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.forward_filled, run.prepared.forward_filled)
     names = {file.name for file in (tmp_path / "TINY").glob("*_w*")}
     assert names == {"TINY_w0d1h2p3.npz", "TINY_w0d1h2p3_missing.npz"}
+
+
+# ------------------------------------------------------------------------------------------------ marks of a file
+
+
+def marked(tmp_path: Path, *changes: str, name: str = "residual_mlp") -> tuple[TrainingRun, np.ndarray, np.ndarray]:
+    """Return a run on a series with gaps that marks its imputed values, the series (T, 5, 1), and the marks (T, 5)."""
+    data = series_with_imputed()
+    marks = np.zeros(data.shape[:2], dtype=bool)
+    draw = np.random.default_rng(5)
+    for sensor in (0, 2):  # others than those that repeat
+        for first in draw.choice(len(data) - 9, 40, replace=False):
+            marks[first : first + 9, sensor] = True
+    marks[-HORIZON - 4 :, 2] = True
+    path = write_dataset(tmp_path, data, fine_tune_epochs=0)
+    np.savez(tmp_path / "TINY" / "TINY.npz", data=data, imputed=marks)
+    small = ("Training.max_batches=3", "Training.learning_rate=0.03", f"Model.variant={name}")
+    run = start_run(load(path, [*small, "Data.missing=interpolate", *changes]), tmp_path / "out", "run")
+    run.trainer.fit()
+    return run, data, marks
+
+
+def test_marks_of_the_file_stand_in_for_repeats(tmp_path: Path) -> None:
+    run, data, marks = marked(tmp_path, "Model.carry_profile=on")
+    gaps = np.isnan(data[:, :, 0])
+    assert run.prepared.imputed is not None
+    np.testing.assert_array_equal(run.prepared.imputed, marks & ~gaps)
+    flags = imputed_for(run.config, run.prepared)
+    assert flags is not None
+    np.testing.assert_array_equal(flags[1:], marks & ~gaps)  # known with the value, and not before
+    assert not flags[0].any()
+    inputs = windows_for(run.config, run.prepared, CPU, None).batch(torch.tensor([len(data) - HORIZON])).inputs
+    assert inputs.last_week is None
+    metrics = score_run(run)
+    starts = run.prepared.label_starts["test"]
+    at = starts[:, None] + np.arange(HORIZON)
+    truth = np.where(marks, np.nan, data[:, :, 0])[at].transpose(0, 2, 1)
+    forecast = run.folder.read_predictions()["forecast"]
+    assert metrics["test"]["measured"]["overall"] == pytest.approx(scores_by_definition(forecast, truth), rel=1e-5)
+
+
+def test_what_comes_after_changes_no_forecast_of_a_marked_series(tmp_path: Path) -> None:
+    run, data, marks = marked(tmp_path, "Model.carry_profile=on")
+    t0 = len(data) - 3 * HORIZON
+    other, other_marks = data.copy(), ~marks
+    other[t0:] = 5
+    other_marks[:t0] = marks[:t0]
+    kept = {"version": "any", "marks": "of the series"}
+    forecasts = []
+    for values, said in ((data, marks), (other, other_marks)):
+        prepared = prepare(values, window_shape(run.config), kept, "interpolate", marks=said)
+        prepared = replace(prepared, minimum=run.prepared.minimum, maximum=run.prepared.maximum)
+        windows = windows_for(run.config, prepared, CPU, profile_for(run.config, prepared))
+        with torch.no_grad():
+            forecasts.append(run.trainer.model.eval()(windows.batch(torch.tensor([t0])).inputs))
+    assert torch.equal(*forecasts)
+
+
+def test_predict_takes_marks_as_the_test_does(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, data, marks = marked(tmp_path, "Model.carry_profile=on")
+    tested = run.trainer.test()
+    assert tested.forecast is not None
+    np.savez(tmp_path / "now.npz", data=data[:-HORIZON], imputed=marks[:-HORIZON], start=np.array("2018-03-05"))
+    arguments = ("--run", run.folder, "--input", tmp_path / "now.npz", "--output", tmp_path / "out.csv")
+    assert call("predict.py", *arguments, "--max-gap", 2000) == 0
+    np.testing.assert_allclose(read_forecast(tmp_path / "out.csv"), tested.forecast[-1], atol=0.002)
+    output = capsys.readouterr().out
+    assert "imputed sensors: 1 of 5 by the marks of the file\n" in output
+    assert "has no times" not in output
+
+
+@pytest.mark.parametrize("marks", [np.zeros((3, 5), dtype=bool), np.zeros((23 * STEPS, 5), dtype=np.uint8)])
+def test_marks_of_another_shape_or_type_are_refused(marks: np.ndarray, tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, series_with_imputed(gaps=False))
+    np.savez(tmp_path / "TINY" / "TINY.npz", data=series_with_imputed(gaps=False), imputed=marks)
+    with pytest.raises(
+        InputError, match=r"TINY\.npz imputed: found type \w+ and shape \(.*\), expected booleans \(1104, 5\)"
+    ):
+        prepared_for(load(path))
+
+
+def test_a_file_that_marks_nothing_has_nothing_imputed(tmp_path: Path) -> None:
+    data = series_with_imputed(gaps=False)
+    path = write_dataset(tmp_path, data)
+    before = prepared_for(load(path))
+    assert before.imputed is not None
+    np.savez(tmp_path / "TINY" / "TINY.npz", data=data, imputed=np.zeros(data.shape[:2], dtype=bool))
+    config = load(path, ["Model.variant=residual_mlp"])
+    prepared = prepared_for(config)  # made anew: the file is another
+    assert prepared.marked
+    assert prepared.imputed is None
+    assert imputed_for(config, prepared) is None
 
 
 def test_the_figure_shows_the_share_of_each_day() -> None:

@@ -30,7 +30,7 @@ from lib.data.graphs import Links, SensorGraphs, build_graphs, read_links
 from lib.data.nearest import Search, nearest_sensors
 from lib.data.prepared import MARKS, Prepared, load_prepared, materialize, prepare, save_prepared
 from lib.data.sensor_tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
-from lib.data.series import has_marks, read_marks, read_series
+from lib.data.series import MARKS_ARRAY, has_array, read_marks, read_series
 from lib.data.windowing import Calendar, WindowShape
 from lib.devices import choose_device
 from lib.errors import InputError
@@ -191,7 +191,7 @@ def made_from(config: Config) -> dict[str, str]:
         *("Data.imputed", "Data.split", "Training.num_of_weeks", "Training.num_of_days", "Training.num_of_hours"),
     )
     path = config.data.graph_signal_matrix_filename
-    marks = {MARKS: "of the series"} if has_marks(path) else {}
+    marks = {MARKS: "of the series"} if has_array(path, MARKS_ARRAY) else {}
     return {"version": PREPARED_VERSION, "series": fingerprint(path), **marks, **{key: texts[key] for key in settings}}
 
 

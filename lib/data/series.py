@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from lib.errors import InputError
 from lib.files import load_npz, refuse_pickle
 
 FLOW = 0  # the feature that is forecast; occupancy and speed follow where a file has them
-MARKS_ARRAY = "imputed"  # of an npz file, beside the series
+MARKS_ARRAY, START_ARRAY = "imputed", "start"  # of an npz file, beside the series; most have neither
 MISSING_WORDS = ("interpolate", "zero_is_missing", "negative_is_missing")
 MARKERS_SHOWN = 3  # different negative values, in a message
 CHUNK_ROWS = 1024  # rows looked at together, so that checking a series needs no second copy of it
@@ -111,12 +112,12 @@ def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
     return data
 
 
-def has_marks(path: Path) -> bool:
-    """Return whether a series is an npz archive that marks its imputed values."""
+def has_array(path: Path, name: str) -> bool:
+    """Return whether a series is an npz archive with an array of that name, such as the marks of imputed values."""
     if not zipfile.is_zipfile(path):  # a table, or no file
         return False
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        return f"{MARKS_ARRAY}.npy" in archive.namelist()
+        return f"{name}.npy" in archive.namelist()
     return False
 
 
@@ -126,13 +127,29 @@ def read_marks(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
     Raises:
         InputError: it is not one boolean for each step and sensor.
     """
-    if not has_marks(path):
+    if not has_array(path, MARKS_ARRAY):
         return None
     marks = load_npz(path, (MARKS_ARRAY,))[MARKS_ARRAY]
     if marks.dtype != np.bool_ or marks.shape != shape:
         found = f"found type {marks.dtype} and shape {marks.shape}"
         raise InputError(f"{path} {MARKS_ARRAY}: {found}, expected booleans {shape} (time steps, sensors)")
     return marks
+
+
+def read_start(path: Path) -> datetime | None:
+    """Read the array `start` of an npz file, the local time of its first step as a text; None where there is none.
+
+    Raises:
+        InputError: it is no time.
+    """
+    if not has_array(path, START_ARRAY):
+        return None
+    text = load_npz(path, (START_ARRAY,))[START_ARRAY]
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        found = f"found {str(text)[:60]!r}"
+        raise InputError(f"{path} {START_ARRAY}: {found}, expected a local time such as 2018-03-05 00:05") from None
 
 
 def missing_rule(text: str) -> str:

@@ -37,6 +37,7 @@ from lib.data.caltrans.raw_files import (
     time_of,
 )
 from lib.data.caltrans.stations import Metadata, RoadLinks, Station, road_links
+from lib.data.series import MARKS_ARRAY, START_ARRAY
 from lib.errors import InputError
 from lib.files import check_writable, printable, write_member, written_whole
 
@@ -295,7 +296,7 @@ class Series:
             add_tally(self.tally, "differing", int((both & ~doubled & ~same).sum()), path.name)
 
     def write(self, path: Path) -> None:
-        """Write the npz: `data` (T, N, 3), and `imputed` (T, N), which values were filled in by PeMS."""
+        """Write the npz: `data` (T, N, 3); `imputed` (T, N), which values were filled in by PeMS; `start`, a time."""
         steps = (self.end - self.start) // self.per_step
         marks = np.zeros((steps, len(self.stations)), dtype=np.bool_)
         self.of_some_parts = 0
@@ -315,7 +316,8 @@ class Series:
 
         with written_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             write_member(archive, "data", (steps, len(self.stations), len(FEATURES)), days())
-            write_member(archive, "imputed", marks.shape, [marks])
+            write_member(archive, MARKS_ARRAY, marks.shape, [marks])
+            write_member(archive, START_ARRAY, (), [np.array(str(time_of(self.start)))])
 
     def report(self) -> list[str]:
         """Return lines on what was taken and dropped."""

@@ -202,6 +202,32 @@ def choose(
     return tuple(chosen)
 
 
+def in_order_of(path: Path, metadata: Metadata) -> tuple[Station, ...]:
+    """Return the stations that an id file lists, in its order, as those of a network that was trained.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no station of the metadata, or one again.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from None
+    known, faults = {str(number): station for number, station in metadata.stations.items()}, []
+    for number, text in enumerate(lines, start=1):
+        if text not in known:
+            found = f"found '{printable(text)[:60]}'"
+            faults.append(f"{path} row {number}: {found}, expected a station of {metadata.names}{nearest(text, known)}")
+        elif text in lines[: number - 1]:
+            faults.append(f"{path} row {number}: found station {text} again, expected it once")
+    if not lines:
+        faults.append(f"{path}: found an empty file, expected the number of a station in each line")
+    if len(faults) > FAULTS_SHOWN:
+        faults = [*faults[:FAULTS_SHOWN], f"{path}: and {len(faults) - FAULTS_SHOWN} more wrong rows"]
+    if faults:
+        raise InputError("\n".join(faults))
+    return tuple(known[text] for text in lines)
+
+
 def _by_number(text: str) -> tuple[int, str]:
     return (int(text) if text.isdigit() else 0), text
 
