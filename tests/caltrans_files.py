@@ -8,7 +8,7 @@ PeMS filled in, a station that comes later, one that is silent, an absent day, a
 
 import argparse
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -162,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--days", type=int, default=28)
+    parser.add_argument("--copies", type=int, default=1, help="of the 32 stations, on other freeways")
     parser.add_argument("--start", type=datetime.fromisoformat, default=datetime(2018, 3, 5))
     arguments = parser.parse_args()
     stations, series = demo_stations(), demo_series(arguments.days)
@@ -174,6 +175,17 @@ def main() -> None:
             observed[rows, sensor] = 0
     observed[: len(observed) // 10, 14] = np.nan  # comes later
     observed[:, 27] = 0  # silent
+    stations = [
+        replace(
+            station,
+            id=station.id + 100 * copy,
+            freeway=station.freeway + 1000 * copy,
+            longitude=station.longitude + copy,
+        )
+        for copy in range(arguments.copies)
+        for station in stations
+    ]
+    series, observed = np.tile(series, (1, arguments.copies, 1)), np.tile(observed, (1, arguments.copies))
     files = write_days(arguments.folder, stations, series, observed, arguments.start, clocks=True)
     if len(files) > 10:
         files[10].unlink()

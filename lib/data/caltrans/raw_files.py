@@ -81,15 +81,14 @@ class RawPart:
 
     Attributes:
         first: the first step, in steps of 5 minutes since 1970 by the local clock.
-        values: (steps, N, 3) flow, occupancy and speed, NaN where they are missing; of a part that was opened, a map of
-            its file, so that only what is used is in memory.
+        stored: the values, or the file that they are in.
         states: (steps, N) of the values.
         unknown: numbers of stations that the metadata do not list.
         tally: what is counted.
     """
 
     first: int
-    values: NDArray[np.float32]
+    stored: NDArray[np.float32] | Path
     states: NDArray[np.uint8]
     unknown: NDArray[np.int64]
     tally: Tally
@@ -98,6 +97,13 @@ class RawPart:
     def end(self) -> int:
         """The step after the last."""
         return self.first + len(self.states)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """Flow, occupancy and speed (steps, N, 3), NaN where they are missing; of a file what is used is read."""
+        if isinstance(self.stored, Path):
+            return np.load(self.stored, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return self.stored
 
     def save(self, path: Path) -> None:
         """Write it to a file; its values are in another one beside it, which is there when the file is."""
@@ -112,8 +118,7 @@ class RawPart:
         arrays = load_npz(path, ("about", "states", "unknown"))
         about = json.loads(str(arrays["about"]))
         tally = {name: (count, place) for name, (count, place) in about["tally"].items()}
-        values = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-        return cls(about["first"], values, arrays["states"], arrays["unknown"], tally)
+        return cls(about["first"], path.with_suffix(".npy"), arrays["states"], arrays["unknown"], tally)
 
 
 def add_tally(total: Tally, name: str, count: int, place: str) -> None:
