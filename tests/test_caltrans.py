@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import caltrans
-from lib.data.caltrans import dataset
+from lib.data.caltrans import dataset, raw_files
 from lib.data.caltrans.dataset import Request, in_longer_steps
 from lib.data.caltrans.raw_files import RawPart, read_raw_file
 from lib.data.caltrans.stations import EARTH_RADIUS, Station, read_metadata, road_links
@@ -138,9 +138,16 @@ def test_what_was_filled_in_is_missing_or_marked(
     np.testing.assert_array_equal(np.isnan(read(tmp_path, "OTHER")[0]).all(axis=2), in_order(ids, observed < 50))
 
 
+@pytest.mark.parametrize("rows_at_once", [7, 2**19])
 def test_faults_of_rows_are_counted_with_their_place(
-    series: np.ndarray, convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rows_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+    series: np.ndarray,
+    convert: Convert,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(raw_files, "ROWS_AT_ONCE", rows_at_once)
     day = series[:STEPS].copy()
     day[5, 2] = np.nan  # a row with empty cells
     (path,) = write(tmp_path, day)
@@ -339,7 +346,7 @@ def networks(draw: st.DrawFn) -> tuple[list[Station], float]:
         place = (34 + random.random() / 20, -118 - random.random() / 20)
         place = (math.nan, math.nan) if random.random() < 0.1 else place
         freeway, direction = int(random.choice([5, 101])), str(random.choice(["N", "S", "E", "W"]))
-        stations.append(Station(number, freeway, direction, "ML", 7, 37, postmile, *place))
+        stations.append(Station(number, freeway, direction, "ML", 7, "37", postmile, *place))
     return stations, draw(st.sampled_from([0.0, 0.3, 1.0, 3.0]))
 
 
@@ -516,6 +523,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         row(240, "/2018", "/2028"),
         "",
         f"{SECOND}: found the time 2028-03-06 02:25:00 after 2018-03-06 02:25:00, expected times of one file",
+    ),
+    "a file of another year": (
+        lambda root: change(root / SECOND, lambda rows: [row.replace("/2018", "/2028") for row in rows]),
+        "",
+        f"{SECOND}: found the day 2028-03-06 after 2018-03-05, expected a file for at least one in 10 days",
+    ),
+    "a file that is a folder": (
+        lambda root: (root / "data" / "LA.partial").write_text(""),
+        "",
+        r".*/LA\.partial/\w+\.npy: cannot be written: .* is not a folder",
     ),
     "hours": (
         lambda root: change(root / SECOND, lambda rows: [row for row in rows if ":00:00" in row]),

@@ -139,12 +139,9 @@ def make_dataset(request: Request, folder: Path, configuration: Path) -> list[st
         shutil.rmtree(ready, ignore_errors=True)
         series.write(ready / f"{request.name}.npz")
         _write_tables(ready / request.name, series.stations, links)
-        try:
-            ready.rename(folder)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
         with written_whole(configuration) as partial:
             partial.write_text(_configuration_text(request, series, folder), encoding="utf-8")
+            ready.rename(folder)  # an OSError becomes an InputError, and there is no configuration either
     except InputError:
         if not was_there:
             shutil.rmtree(work, ignore_errors=True)
@@ -227,26 +224,22 @@ class Series:
     def _choose_stations(self) -> None:
         """Look at all states once: which stations have enough values, and what is counted."""
         wanted = self.request.stations
-        known = np.zeros(len(wanted), dtype=np.int64)
-        first_known = np.full(len(wanted), self.end)
-        last_known = np.full(len(wanted), -1)
-        rows = np.zeros(len(wanted), dtype=np.int64)
+        known_states = [MEASURED, FILLED] if self.request.keep_imputed else [MEASURED]
+        first_known, last_known = np.full(len(wanted), self.end), np.full(len(wanted), -1)
         by_state = np.zeros((MEASURED + 1, len(wanted)), dtype=np.int64)
         passed_over = np.zeros(len(wanted), dtype=np.int64)
         for first, states, _ in self._days(np.arange(len(wanted)), values=False):
-            there = states == MEASURED
-            if self.request.keep_imputed:
-                there |= states == FILLED
-            steps = first + np.arange(len(states))[:, None]
-            known += there.sum(axis=0)
-            first_known = np.minimum(first_known, np.where(there, steps, self.end).min(axis=0))
-            last_known = np.maximum(last_known, np.where(there, steps, -1).max(axis=0))
-            rows += (states != ABSENT).sum(axis=0)
+            steps, known = first + np.arange(len(states))[:, None], np.isin(states, known_states)
+            first_known = np.minimum(first_known, np.where(known, steps, self.end).min(axis=0))
+            last_known = np.maximum(last_known, np.where(known, steps, -1).max(axis=0))
             by_state += np.stack([(states == state).sum(axis=0) for state in range(MEASURED + 1)])
             passed_over += (states[clock_changes(steps[:, 0])[1]] == ABSENT).sum(axis=0)
-            if not (states != ABSENT).any():
+            if not states.any():
                 self.absent_days.append(first)
-        share = 100 * known / (self.end - self.start)
+        rows, share = (
+            by_state[ABSENT + 1 :].sum(axis=0),
+            100 * by_state[known_states].sum(axis=0) / by_state.sum(axis=0),
+        )
         self.kept = np.flatnonzero(share >= self.request.least_known)
         if not len(self.kept):
             raise InputError(

@@ -369,6 +369,8 @@ def _first_fault(path: Path, error: Exception) -> InputError:
     except FileNotFoundError:
         return InputError(f"{path}: no such file, expected a raw file of Caltrans")
     except (EOFError, OSError, zlib.error) as fault:
+        if getattr(fault, "strerror", None):
+            return InputError(f"{path}: cannot be read: {reason(fault)}")
         why = reason(fault)
         return InputError(f"{path}: found a damaged file or one cut short after row {number} ({why}): get it anew")
     return InputError(f"{path}: cannot be read: {reason(error)}")

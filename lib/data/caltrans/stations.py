@@ -16,8 +16,8 @@ from scipy.spatial import cKDTree
 from lib.errors import InputError, nearest
 from lib.files import printable, reason
 
-INTEGERS = {"ID": "id", "Fwy": "freeway", "District": "district", "County": "county"}
-TEXTS = {"Dir": "direction", "Type": "type"}
+INTEGERS = {"ID": "id", "Fwy": "freeway", "District": "district"}
+TEXTS = {"Dir": "direction", "Type": "type", "County": "county"}
 NUMBERS = {"Abs_PM": "postmile", "Latitude": "latitude", "Longitude": "longitude"}  # NaN where the cell is empty
 DIRECTIONS = ("N", "S", "E", "W")
 FORWARD = ("N", "E")  # postmiles increase to the north and to the east, whichever way the traffic goes
@@ -35,7 +35,7 @@ class Station:
         id: its number.
         freeway, direction: the road, such as 101 and N.
         type: of the lanes: ML main line, HV carpool, OR and FR on- and off-ramp, FF connector, CD, CH.
-        district, county: where it is.
+        district, county: where it is; the county is a number too, or nothing.
         postmile: miles from the beginning of the freeway in the state; NaN: not known.
         latitude, longitude: in degrees; NaN: not known.
         place: file and row, for messages.
@@ -46,7 +46,7 @@ class Station:
     direction: str
     type: str
     district: int
-    county: int
+    county: str
     postmile: float
     latitude: float
     longitude: float
