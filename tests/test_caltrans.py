@@ -117,6 +117,9 @@ def test_the_series_of_demo_comes_back(
     options = ("--set", "Training.num_of_weeks=0", "--set", "Training.num_of_days=1")
     assert call("PrepareData.py", "--config", tmp_path / "LA.conf", *options) == 0
     assert "links (dropped 0 self-links, 0 duplicate rows)" in capsys.readouterr().out
+    assert call("PrepareData.py", "--config", tmp_path / "LA.conf", *options, "--set", "Data.start=2018-03-06") == 2
+    expected = "LA.npz: found the start 2018-03-05 00:00:00, expected [Data] start = 2018-03-06 00:00:00\n"
+    assert capsys.readouterr().err.endswith(expected)
 
 
 @pytest.mark.parametrize("keep", [True, False])

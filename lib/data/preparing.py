@@ -30,7 +30,7 @@ from lib.data.graphs import Links, SensorGraphs, build_graphs, read_links
 from lib.data.nearest import Search, nearest_sensors
 from lib.data.prepared import MARKS, Prepared, load_prepared, materialize, prepare, save_prepared
 from lib.data.sensor_tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
-from lib.data.series import MARKS_ARRAY, has_array, read_marks, read_series
+from lib.data.series import MARKS_ARRAY, has_array, read_marks, read_series, read_start
 from lib.data.windowing import Calendar, WindowShape
 from lib.devices import choose_device
 from lib.errors import InputError
@@ -127,9 +127,13 @@ def series_for(config: Config) -> NDArray[Any]:
         InputError: the series is not as it should be.
     """
     data, gaps = config.data, config.data.missing != "error"
-    if not is_table(data.graph_signal_matrix_filename):
-        return read_series(data.graph_signal_matrix_filename, data.num_of_vertices, gaps)
-    table = read_table(data.graph_signal_matrix_filename)
+    source = data.graph_signal_matrix_filename
+    if not is_table(source):
+        start = read_start(source)
+        if start is not None and data.start is not None and start != data.start:
+            raise InputError(f"{source}: found the start {start}, expected [Data] start = {data.start}")
+        return read_series(source, data.num_of_vertices, gaps)
+    table = read_table(source)
     return regular_series(table, data.num_of_vertices, data.points_per_hour, data.start, gaps)
 
 

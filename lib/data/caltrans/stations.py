@@ -147,17 +147,25 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _station(cells: Mapping[str, str], place: str) -> Station:
     values: dict[str, int | str | float] = {TEXTS[name]: cells[name].upper() for name in TEXTS}
-    for names, convert, expected in ((INTEGERS, int, "an integer"), (NUMBERS, float, "a number or nothing")):
+    kinds = ((INTEGERS, int, "an integer"), (NUMBERS, _number, "a number or nothing"))
+    for names, convert, expected in kinds:
         for name, attribute in names.items():
             text = cells[name]
             try:
-                values[attribute] = convert(text or "nan") if convert is float else convert(text)
+                values[attribute] = convert(text)
             except ValueError:
                 raise ValueError(f"column {name}: found '{printable(text)[:60]}', expected {expected}") from None
     if values["direction"] not in DIRECTIONS:
         found = printable(str(values["direction"]))[:60]
         raise ValueError(f"column Dir: found '{found}', expected one of {', '.join(DIRECTIONS)}")
     return Station(**values, place=place)  # type: ignore[arg-type]
+
+
+def _number(text: str) -> float:
+    """Return a finite number, or NaN for nothing."""
+    if text and not math.isfinite(float(text)):
+        raise ValueError
+    return float(text or "nan")
 
 
 def _has_moved(before: Station, after: Station) -> bool:
