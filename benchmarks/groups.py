@@ -1,6 +1,7 @@
 """The groups of measurements, each a function that yields one row after the other."""
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from benchmarks.limits import Limit, large_copy, large_product, operator_seconds, shares_by_class, work
 from benchmarks.measure import Comparison, Figure, Unit, checked, figure, largest_difference, timed, times
-from benchmarks.memory import peak_memory
+from benchmarks.memory import peak_memory, release_memory
 from benchmarks.plain_dtw import dtw_distance
 from benchmarks.plain_model import gradients_as_plain
 from benchmarks.plain_windows import prepare_windows, save_windows
+from benchmarks.simulated import simulated_days, simulated_links
 from benchmarks.workloads import (
     KINDS,
+    NEIGHBOURS,
     OWN_NAMES,
     PEMS03,
     PEMS04,
@@ -29,6 +32,7 @@ from benchmarks.workloads import (
     SHIPPED_SIZES,
     TRAINING_STAGES,
     Kind,
+    NetworkName,
     NetworkSizes,
     OwnName,
     Shape,
@@ -38,11 +42,14 @@ from benchmarks.workloads import (
     synthetic_series,
 )
 from lib.data.dtw import dtw_matrix, mean_days
+from lib.data.graphs import build_graphs
+from lib.data.nearest import nearest_sensors
 from lib.data.prepared import prepare, save_prepared
 from lib.data.series import FLOW
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Windows
 from lib.training import evaluate
+from model.attention_blocks import AttentionBlocks
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4  # of float32 results, relative to their scale
@@ -58,6 +65,8 @@ FLOAT = 4  # bytes of a float32
 ATTENTIONS = 3  # attention matrices for each token in each layer
 ACTIVATIONS = 30  # tensors (B, N, 1, C) for each token in each layer
 TEMPORARIES = 4  # attention matrices for each token of the layer that is being computed
+LARGE, LINKS_OF_SENSOR = "N grows", 1.6  # the links of a sensor where sensors are many
+STEPS_OF_DAY = 96  # of 15 minutes, as data of so many sensors have
 REMARKS: dict[OwnName, str] = {"fast": "", "checkpointed": ", gradient checkpointing"}
 
 
@@ -74,6 +83,7 @@ class Settings:
         evaluation_batch: samples in a batch of the evaluation pass.
         full: whether to evaluate all test samples as well.
         sizes: of the network.
+        large_sensors: the N at which graphs, the nearest by DTW and steps of this project alone are measured.
         growing_sensors, growing_sizes: the N that cost is measured against at batch 1, and the network's sizes there.
         growing_batches: the batch sizes that cost is measured against.
         memory_limit: in bytes; where the plain network would need more, it is not measured.
@@ -94,6 +104,7 @@ class Settings:
     growing_sensors: tuple[int, ...] = (100, 200, 400, 800, 1600, 3000)
     growing_sizes: NetworkSizes = ONE_LAYER
     growing_batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    large_sensors: tuple[int, ...] = (100, 300, 1000, 3000, 8600, 10000)
     memory_limit: float = 16 * GIBIBYTE
     plain_samples: int = 128
     plain_pairs: int = 5
@@ -117,6 +128,7 @@ def quick(settings: Settings) -> Settings:
         evaluation_batch=1,
         growing_sensors=(100, 200, 400),
         growing_batches=(1, 2),
+        large_sensors=(100, 1100),
         plain_samples=16,
         plain_pairs=2,
         product_size=512,
@@ -329,6 +341,17 @@ def growing_batch(settings: Settings) -> Iterator[Comparison]:
         yield from compare_step("training step", replace(case, batch=batch), settings)
 
 
+def large_networks(settings: Settings) -> Iterator[Comparison]:
+    """Thousands of sensors: the nearest by DTW, the graphs, and steps of the paper's network and the residual MLP."""
+    for sensors in settings.large_sensors:
+        case = Case(LARGE, settings.evaluated.windows, sensors, 1, settings.sizes)
+        yield from large_graphs(case, settings)
+        workload = simulated_workload(sensors, 1, case.windows, case.sizes, settings.device, LINKS_OF_SENSOR)
+        for kind in (KINDS[0], KINDS[-1]):
+            yield from large_step(kind, "fast", workload, case, settings)
+            yield from large_step(kind, "residual MLP", workload, case, settings)
+
+
 def limits(settings: Settings) -> Iterator[Limit]:
     """Every step against the least time that the machine's rates allow, and the operators that its time goes to."""
     case = Case.of(settings.evaluated, settings)
@@ -346,6 +369,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Comparison] | Iterator[Limit]]] 
     "memory": memory,
     "scaling": growing_network,
     "batch": growing_batch,
+    "large": large_networks,
     "limits": limits,
 }
 
@@ -473,6 +497,41 @@ def compare_memory(
         return [replace(row, note=note) for row in rows]
     plain = figure([peak_memory(kind, "plain", workload)])
     return [replace(row, plain=plain) for row in rows]
+
+
+def large_graphs(case: Case, settings: Settings) -> Iterator[Comparison]:
+    """Time the making of the graphs, part by part, each once."""
+
+    def row(what: str, started: float, note: str = "") -> Comparison:
+        seconds = figure([time.perf_counter() - started])
+        return replace(case.row(what, "s", seconds), batch=None, note=note)
+
+    days = simulated_days(case.sensors, STEPS_OF_DAY, SEED)
+    started = time.perf_counter()
+    found = nearest_sensors(days, NEIGHBOURS, show_progress=False, device=settings.device)
+    yield row(f"nearest {NEIGHBOURS} by DTW, days of {STEPS_OF_DAY} steps", started, found.summary())
+    links = simulated_links(case.sensors, LINKS_OF_SENSOR, SEED)
+    started = time.perf_counter()
+    graphs = build_graphs(links, found.nearest, case.sensors, case.sizes.channels)
+    yield row("masks and Laplacian encoding", started, graphs.summary())
+    started = time.perf_counter()
+    blocks = [AttentionBlocks(mask) for mask in (graphs.similarity, graphs.topology)]
+    shapes = (" x ".join(map(str, graph.block_mask.shape)) if graph.is_cut else "whole" for graph in blocks)
+    yield row("blocks of both masks", started, ", ".join(shapes))
+
+
+def large_step(
+    kind: Kind, name: NetworkName, workload: Workload, case: Case, settings: Settings
+) -> Iterator[Comparison]:
+    """Time a step, and measure its peak memory."""
+    network = workload.residual_mlp() if name == "residual MLP" else workload.network()
+    function = step(kind, network, workload.batch())
+    function()
+    label = f"{kind}, {'paper' if name == 'fast' else name}"
+    yield case.row(label, "s", times({label: function}, settings.device, settings.repeats, settings.seconds)[label])
+    del network, function
+    release_memory()
+    yield case.row(f"memory of a {label}", "bytes", figure([peak_memory(kind, name, workload)]))
 
 
 def measure_limit(kind: Kind, case: Case, settings: Settings) -> Limit:

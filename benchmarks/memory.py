@@ -68,7 +68,11 @@ def _status(key: str, device: torch.device) -> int:
 
 
 def _take_step(kind: Kind, name: NetworkName, workload: Workload) -> None:
-    network: nn.Module = workload.plain_network() if name == "plain" else workload.network(name)
+    network: nn.Module
+    if name == "residual MLP":
+        network = workload.residual_mlp()
+    else:
+        network = workload.plain_network() if name == "plain" else workload.network(name)
     step(kind, network, workload.batch())()
 
 

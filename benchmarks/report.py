@@ -25,6 +25,7 @@ UNITS = {
     "operations": ((1e12, "Tflop", 1e12), (1e9, "Gflop", 1e9), (1e6, "Mflop", 0.0)),
 }
 NETWORKS = {"fast": "this project", "plain": "plain reference"}
+LEAST_GROWN = 1000  # sensors: with fewer, what does not grow with them has its part in the cost
 CASE = ("measured", "shape", "N", "batch")
 LEGEND = """\
 Medians of repeats after a warm-up, taken by turns, with both quartiles. Memory is that of one step in a process of its
@@ -88,8 +89,28 @@ def markdown(groups: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def tables(group: Mapping[str, Any]) -> str:
-    """Return the rows of a group as Markdown tables."""
-    return "\n".join(table(layout, group[name]) for name in LAYOUTS if name in group for layout in LAYOUTS[name])
+    """Return the rows of a group as Markdown tables, and how what was measured at several N grows with it."""
+    parts = [table(layout, group[name]) for name in LAYOUTS if name in group for layout in LAYOUTS[name]]
+    return "\n".join([*parts, *growth(group.get(Comparison.table, ()))])
+
+
+def growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line on the exponents b of the power laws a N^b, of what was measured from `LEAST_GROWN` sensors on."""
+    points: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["sensors"] >= LEAST_GROWN:
+            points.setdefault(row["what"], {})[row["sensors"]] = row["fast"]["median"]
+    fitted = {what: exponent_of(np.array(list(cost.items()))) for what, cost in points.items() if len(cost) > 2}
+    if not fitted:
+        return []
+    shown_exponents = "; ".join(f"{what} {exponent:.2f}" for what, exponent in fitted.items())
+    return [f"Exponents b of a N^b, fitted from N = {LEAST_GROWN} on: {shown_exponents}.\n"]
+
+
+def exponent_of(points: NDArray[np.float64]) -> float:
+    """Return the exponent b of the power law a N^b fitted to points (n, 2) of cost against N."""
+    sensors, cost = np.log(points).T
+    return float(np.polyfit(sensors, cost, 1)[0])
 
 
 def table(layout: "Layout", rows: Sequence[Mapping[str, Any]]) -> str:

@@ -116,9 +116,18 @@ dataset_name = {name}
 start = {START}
 
 [Training]
+batch_size = 16
 num_of_weeks = 1
 num_of_days = 4
 num_of_hours = 7
+epochs = 50
+fine_tune_epochs = 25
+learning_rate = 0.001
+dropout = 0
+kernel_size = 3
+num_layers = 4
+d_model = 64
+nb_head = 8
 """)
     return config
 

@@ -13,15 +13,15 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import minimum_spanning_tree
-from scipy.spatial import Delaunay
 from torch import Tensor, nn
 
 from benchmarks.plain_model import PlainDTGLKNet
+from benchmarks.simulated import simulated_days, simulated_links
 from lib.checkpoints import load_tensors, save_tensors
 from lib.config import RuntimeConfig
-from lib.data.dtw import dtw_matrix
-from lib.data.graphs import Links, SensorGraphs, build_graphs
+from lib.data.autoregression import autoregression_lags
+from lib.data.graphs import SensorGraphs, build_graphs
+from lib.data.nearest import nearest_sensors
 from lib.data.prepared import prepare
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Batch, Windows
@@ -30,15 +30,17 @@ from lib.losses import mean_loss
 from lib.precision import accelerate
 from model.dtg_lknet import DTGLKNet, PaperSettings
 from model.encoder import LARGE_KERNELS
+from model.residual import ResidualMLP, ResidualMLPSettings
 
 LINKS_PER_SENSOR = 1.1  # PEMS04 has 340 links between 307 sensors: a mean degree of 2.2
+NEIGHBOURS = 10  # of the similarity graph, as shipped
 STEPS_PER_DAY = 288
 SEED = 1
 BATCH_NAMES = ("series", "start", "target")  # in a file
 
 Kind = Literal["training step", "fine-tuning step", "forecast"]
 OwnName = Literal["fast", "checkpointed"]  # without and with gradient checkpointing
-NetworkName = Literal[OwnName, "plain"]
+NetworkName = Literal[OwnName, "plain", "residual MLP"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TRAINING_STAGES = KINDS[:2]
 OWN_NAMES: tuple[OwnName, ...] = get_args(OwnName)
@@ -110,10 +112,10 @@ class Workload:
     target: Tensor
     device: torch.device
 
-    def network(self, name: OwnName = "fast") -> DTGLKNet:
-        """Return the network with its first weights, but for patches that have moved: only those need interpolation."""
-        torch.manual_seed(SEED)
-        sizes = Sizes(
+    @property
+    def network_sizes(self) -> Sizes:
+        """The sizes as networks take them."""
+        return Sizes(
             steps_per_hour=self.windows.points_per_hour,
             weeks=self.windows.weeks,
             days=self.windows.days,
@@ -123,7 +125,11 @@ class Workload:
             layers=self.sizes.layers,
             heads=self.sizes.heads,
         )
-        network = DTGLKNet(self.graphs, sizes, PaperSettings(large_kernels=self.sizes.large_kernels))
+
+    def network(self, name: OwnName = "fast") -> DTGLKNet:
+        """Return the network with its first weights, but for patches that have moved: only those need interpolation."""
+        torch.manual_seed(SEED)
+        network = DTGLKNet(self.graphs, self.network_sizes, PaperSettings(large_kernels=self.sizes.large_kernels))
         nn.init.normal_(network.front_end.patches.predictor[-1].weight, std=0.1)  # type: ignore[index,union-attr]
         network.to(self.device)
         if name == "checkpointed":
@@ -134,9 +140,19 @@ class Workload:
         """Return the plain network, with the weights of the other."""
         return PlainDTGLKNet(self.network()).to(self.device)
 
+    def residual_mlp(self) -> nn.Module:
+        """Return the residual MLP, with an autoregression of half an hour."""
+        torch.manual_seed(SEED)
+        topology = self.graphs.topology
+        lags = autoregression_lags(24 * self.windows.points_per_hour)
+        coefficients = (0.5 / lags / topology.counts[topology.rows]).repeat(lags, 1)
+        graphs = self.graphs._replace(autoregression=coefficients)
+        return ResidualMLP(graphs, self.network_sizes, ResidualMLPSettings()).to(self.device)
+
     def batch(self) -> Batch:
-        """Return the batch, on the device."""
-        inputs = Inputs(self.series, self.start, torch.zeros(len(self.series), dtype=torch.int64))
+        """Return the batch, on the device; the profile is 0, so that the residual is the flow."""
+        profile = self.series.new_zeros(*self.series.shape[:2], self.windows.points_per_hour + self.windows.horizon)
+        inputs = Inputs(self.series, self.start, torch.zeros(len(self.series), dtype=torch.int64), profile)
         return Batch(inputs, self.target, flow=self.target).to(self.device)
 
 
@@ -180,10 +196,15 @@ def load_workload(path: Path, windows: WindowShape, sizes: NetworkSizes, device:
 
 
 def simulated_workload(
-    sensors: int, batch: int, windows: WindowShape, sizes: NetworkSizes, device: torch.device
+    sensors: int,
+    batch: int,
+    windows: WindowShape,
+    sizes: NetworkSizes,
+    device: torch.device,
+    links_per_sensor: float = LINKS_PER_SENSOR,
 ) -> Workload:
     """Return a workload of simulated samples on a simulated road network."""
-    graphs = synthetic_network(sensors, sizes.channels, SEED)
+    graphs = synthetic_network(sensors, sizes.channels, SEED, links_per_sensor)
     reach = -int(windows.offsets.min())
     rows = reach + windows.horizon + batch + 10
     flow = synthetic_series(rows, sensors, 1, windows.points_per_hour * 24, SEED)
@@ -195,38 +216,13 @@ def simulated_workload(
 
 
 @lru_cache
-def synthetic_network(sensors: int, encoding_dimension: int, seed: int) -> SensorGraphs:
-    """Return the graphs of a simulated road network, by the rules of the shipped configurations.
-
-    Sensors lie at random on a map. The roads are the shortest that connect all of them, and the shortest others up to
-    the mean degree of PEMS04. A sensor's day has a morning and an evening peak, by the hour, of random height and time.
-    """
-    draw = np.random.default_rng(seed)
-    place = draw.uniform(size=(sensors, 2))
-    first, second = _neighbours(place)
-    length = np.linalg.norm(place[first] - place[second], axis=1)
-    lengths = np.full((sensors, sensors), 0.0)
-    lengths[first, second] = length
-    tree = minimum_spanning_tree(lengths).toarray() > 0
-    shortest = np.argsort(np.where(tree[first, second], 0.0, length), kind="stable")
-    kept = np.sort(shortest[: max(sensors - 1, round(LINKS_PER_SENSOR * sensors))])
-    links = Links(np.stack([first[kept], second[kept]], axis=1), 0, 0, 0, None)
-
-    hour = np.arange(24)
-    peaks = (
-        draw.uniform(100, 500, (sensors, 1)) * np.exp(-(((hour - draw.normal(peak, 1, (sensors, 1))) / 2.5) ** 2))
-        for peak in (8, 17)
-    )
-    days = sum(peaks) + draw.normal(100, 10, (sensors, 24))
-    return build_graphs(links, dtw_matrix(days, show_progress=False), sensors, encoding_dimension)
-
-
-def _neighbours(place: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pairs of points (N, 2) that are neighbours on the map, the lower position first, each once."""
-    triangles = Delaunay(place).simplices
-    pairs = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [0, 2]]])
-    pairs = np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
-    return pairs[:, 0], pairs[:, 1]
+def synthetic_network(
+    sensors: int, encoding_dimension: int, seed: int, links_per_sensor: float = LINKS_PER_SENSOR
+) -> SensorGraphs:
+    """Return the graphs of a simulated road network, by the rules of the shipped configurations."""
+    links = simulated_links(sensors, links_per_sensor, seed)
+    nearest = nearest_sensors(simulated_days(sensors, 24, seed), NEIGHBOURS, show_progress=False).nearest
+    return build_graphs(links, nearest, sensors, encoding_dimension)
 
 
 def synthetic_series(rows: int, sensors: int, features: int, steps_per_day: int, seed: int) -> NDArray[np.float64]:

@@ -261,6 +261,7 @@ def tiny_settings() -> Settings:
         growing_sensors=(8, 12),
         growing_sizes=SIZES,
         growing_batches=(1, 2),
+        large_sensors=(7, 10, 13),
         memory_limit=1.45e5,
         plain_samples=20,
         plain_pairs=2,
@@ -277,6 +278,7 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
         return 2**20 * workload.series.numel()
 
     monkeypatch.setattr("benchmarks.groups.peak_memory", fake_peak)
+    monkeypatch.setattr("benchmarks.report.LEAST_GROWN", 7)
     run.measure(tiny_settings(), GROUPS, tmp_path, "machine")
     groups = load_json(tmp_path / "machine.json")["groups"]
     assert groups.keys() == GROUPS.keys()
@@ -288,7 +290,7 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
             assert (row["ratio"] is None) == (row["plain"] is None)
             if row["plain"] is not None:
                 assert row["ratio"] == row["plain"]["median"] / row["fast"]["median"]
-            elif row["batch"] == SHAPE.compared_batch:
+            elif name != "large" and row["batch"] == SHAPE.compared_batch:
                 assert "the limit is" in row["note"]
     compared = {
         name: [row["plain"] is not None for row in groups[name]["comparisons"]] for name in ("training", "batch")
@@ -328,6 +330,8 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     text = (tmp_path / "machine.md").read_text(encoding="utf-8")
     assert text == markdown(groups)
     assert all(f"## {name}\n" in text for name in GROUPS)
+    grown = text.split("## large\n")[1].split("Exponents b of a N^b, fitted from N = 7 on: ")[1].split("\n")[0]
+    assert {"memory of a training step, paper 1.00", "memory of a forecast, residual MLP 1.00"} <= set(grown[:-1].split("; "))
     rates, operators = (table.splitlines() for table in text.split("## limits\n")[1].strip().split("\n\n")[1:])
     assert len(rates) == len(operators) == 2 + len(KINDS)
     assert f"{limits[0]['operations'] / 1e6:.3g} Mflop" in rates[2]
