@@ -331,7 +331,8 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert text == markdown(groups)
     assert all(f"## {name}\n" in text for name in GROUPS)
     grown = text.split("## large\n")[1].split("Exponents b of a N^b, fitted from N = 7 on: ")[1].split("\n")[0]
-    assert {"memory of a training step, paper 1.00", "memory of a forecast, residual MLP 1.00"} <= set(grown[:-1].split("; "))
+    linear = {"memory of a training step, paper 1.00", "memory of a forecast, residual MLP 1.00"}
+    assert linear <= set(grown[:-1].split("; "))
     rates, operators = (table.splitlines() for table in text.split("## limits\n")[1].strip().split("\n\n")[1:])
     assert len(rates) == len(operators) == 2 + len(KINDS)
     assert f"{limits[0]['operations'] / 1e6:.3g} Mflop" in rates[2]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -65,7 +66,10 @@ def test_pairs_are_given_up_beyond_their_limit_alone() -> None:
     every = wavefront(np, *tables)
     limit = np.random.default_rng(1).permutation(every)
     limit[:20] = every[:20]  # exactly at the limit
-    np.testing.assert_array_equal(wavefront(np, *tables, limit), np.where(every <= limit, every, np.inf))
+    expected = np.where(every <= limit, every, np.inf)
+    np.testing.assert_array_equal(wavefront(np, *tables, limit), expected)
+    there = [torch.from_numpy(np.ascontiguousarray(part)) for part in (*tables, limit)]
+    np.testing.assert_array_equal(wavefront(torch, *there).numpy(), expected)
     assert np.isinf(wavefront(np, *tables, np.full_like(every, -1))).all()
 
 
