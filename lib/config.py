@@ -184,6 +184,7 @@ class RuntimeConfig:
         "device"
     )
     checkpoint_minutes: Annotated[PositiveNumber, "the longest time within an epoch without a checkpoint"] = 10.0
+    tensorboard: Annotated[Switch, "losses, validation errors and learning rate by epoch, for TensorBoard"] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     @property
+    def events(self) -> Path:
+        """The folder of the same for TensorBoard, where it is asked for."""
+        return self.path / "tensorboard"
+
+    @property
     def last(self) -> Path:
         """The checkpoint that training goes on from."""
         return self.path / "last.pt"

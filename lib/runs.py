@@ -24,6 +24,7 @@ from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.errors import InputError
+from lib.event_log import EventLog
 from lib.files import fingerprint_arrays, save_npz
 from lib.ini import read_sections
 from lib.interface import Encoder, Graphs, Neighbours, Variants
@@ -78,6 +79,7 @@ def start_run(config: Config, root: Path, name: str, weights: Path | None = None
     refuse_taken(folder)  # before the minutes that a fit may take
     configure_cpu(config.runtime.threads)
     device = choose_device(config.runtime.device)
+    events = _event_log(config, folder)
     links = links_for(config)
     prepared = prepared_for(config)
     sensor_graphs = graphs_for(config, prepared, links)
@@ -96,7 +98,7 @@ def start_run(config: Config, root: Path, name: str, weights: Path | None = None
         "made_from": {**prepared.made_from, **origin(config, links)},
         "profile_week": None if profile is None else torch.from_numpy(profile.week),
     }
-    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra)
+    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra, events)
     with new_run_folder(folder) as partial:
         partial.save_start(config, {"seed": config.training.seed, **provenance(device)})
         save_checkpoint(partial.last, trainer.checkpoint())
@@ -178,10 +180,11 @@ def resume_run(folder: RunFolder, variants: Variants, device_name: str | None) -
     checkpoint = load_checkpoint(folder.last)
     configure_cpu(checkpoint.get("threads", 0))  # another number of threads adds up in another order
     device = choose_device(config.runtime.device if device_name is None else device_name)
+    events = _event_log(config, folder)
     prepared, profile = _what_it_was_trained_on(config, checkpoint, folder.last, variants)
     model = restored(folder.last, checkpoint, config)
     extra = {key: checkpoint[key] for key in CARRIED}
-    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra)
+    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra, events)
     trainer.resume(checkpoint)
     return TrainingRun(folder, config, prepared, trainer)
 
@@ -260,12 +263,25 @@ def windows_for(config: Config, prepared: Prepared, device: torch.device, profil
     return Windows(prepared, config.data.num_for_predict, calendar, device, on_host, series, imputed, hours, drift)
 
 
-def _trainer(model: nn.Module, windows: Windows, config: Config, folder: RunFolder, extra: dict[str, Any]) -> Trainer:
+def _event_log(config: Config, folder: RunFolder) -> EventLog | None:
+    return EventLog(folder.events, 60 / config.data.points_per_hour) if config.runtime.tensorboard else None
+
+
+def _trainer(
+    model: nn.Module,
+    windows: Windows,
+    config: Config,
+    folder: RunFolder,
+    extra: dict[str, Any],
+    events: EventLog | None,
+) -> Trainer:
     device = windows.device
     print(f"{config.variant.name}: {_parameters(model):,} parameters on {device.type} ({describe_device(device)})")
 
     def report(history: list[dict[str, Any]]) -> None:
         folder.save_log(history)
+        if events is not None:
+            events.record(history)
         print(epoch_line(history[-1]), flush=True)
 
     size, at_once = config.training.batch_size, config.runtime.micro_batch

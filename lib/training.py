@@ -250,6 +250,7 @@ class Trainer:
                 "train_loss": train_loss,
                 "val_loss": validated.loss,
                 **{f"val_{name}": value for name, value in validated.errors.overall().items()},
+                "val_mae_by_horizon": [step["mae"] for step in validated.errors.by_horizon()],
                 **({} if validated.measured is None else {"val_mae_measured": validated.measured.overall()["mae"]}),
                 "best": better,
                 "seconds": round(progress.seconds + time.perf_counter() - started, 3),

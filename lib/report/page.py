@@ -308,6 +308,7 @@ def _files(folder: RunFolder) -> str:
         folder.metrics: "all errors on this page, and metrics.csv the same as a table",
         folder.predictions: "forecast and target (samples, N, P) in raw units, and the label starts",
         folder.log: "a line an epoch",
+        folder.events: "the same for TensorBoard",
         folder.patch_positions: "where the patches read the input",
         folder.best: "the best weights with graphs, scaling and sensor ids",
         folder.figures: "every figure, PNG for the screen and PDF for print",
