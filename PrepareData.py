@@ -11,7 +11,15 @@ from lib.command_line import ScriptParser
 from lib.config import load_config
 from lib.data.imputed import LEAST_SHARE
 from lib.data.prepared import Prepared
-from lib.data.preparing import links_for, make_prepared, sensor_names, series_for, unlinked_sensors
+from lib.data.preparing import (
+    links_for,
+    make_prepared,
+    positions_for,
+    sensor_names,
+    series_for,
+    step_namer,
+    unlinked_sensors,
+)
 from lib.data.sensor_tables import is_table
 from lib.data.series import FLOW, last_observed, missing_markers, missing_values
 from lib.data.windowing import SPLITS
@@ -86,6 +94,7 @@ def main() -> None:
     for notice in config.notices:
         print(notice)
     links = links_for(config)
+    positions_for(config, links)
     prepared = make_prepared(config, arguments.materialize)
 
     steps, sensors = prepared.flow.shape
@@ -100,9 +109,10 @@ def main() -> None:
     if unlinked := unlinked_sensors(config, links):
         shown = ", ".join(unlinked[:NAMES_SHOWN]) + (", ..." if len(unlinked) > NAMES_SHOWN else "")
         print(f"{len(unlinked)} of {sensors} sensors have no links: {shown}")
+    step_name = step_namer(config)
     for split in SPLITS:
         starts = prepared.label_starts[split]
-        print(f"{split:5s} {len(starts):6d} samples, label starts {starts[0]} .. {starts[-1]}")
+        print(f"{split:5s} {len(starts):6d} samples, label starts {step_name(starts[0])} .. {step_name(starts[-1])}")
     print(f"flow  {prepared.minimum[0]:g} .. {prepared.maximum[0]:g} in training inputs")
     for line in missing_counts(prepared, config.data.num_for_predict, sensor_names(config, links)):
         print(line)

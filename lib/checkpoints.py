@@ -17,7 +17,7 @@ from lib.interface import Graphs
 CHECKPOINT_FORMAT = 3
 # In every checkpoint, for its readers. Graphs travel with the weights: the eigenbasis of the Laplacian encoding is
 # arbitrary, and the weights rely on it.
-CARRIED = ("settings", "graphs", "scaling", "sensor_ids", "made_from", "profile_week")
+CARRIED = ("settings", "graphs", "scaling", "sensor_ids", "made_from", "profile_week", "map")
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
@@ -75,6 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: found checkpoint format {found}, expected {CHECKPOINT_FORMAT}".replace("\n", " "))
     if "data_fingerprint" in checkpoint:  # written before runs kept more of what they were trained on
         checkpoint["made_from"] = {"series": checkpoint.pop("data_fingerprint")}
+    checkpoint.setdefault("map", None)  # written before runs knew where their sensors stand
     for key in (*CARRIED, "weights", "progress"):
         if key not in checkpoint:
             raise InputError(f"{path}: found no '{key}', expected a checkpoint of this project")

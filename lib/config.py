@@ -76,6 +76,9 @@ class DataConfig:
     id_filename: Annotated[
         FilePath | None, "its i-th line is the id of sensor i; without it the csv speaks positions"
     ] = None
+    positions_filename: Annotated[
+        FilePath | None, "for maps: csv, sensor, latitude and longitude, one sensor a row"
+    ] = None
     num_of_vertices: Annotated[Count, "N, the number of sensors"]
     points_per_hour: Annotated[StepsPerHour, "time steps in an hour"]
     num_for_predict: Annotated[Horizon, "P, the number of steps to forecast"]
@@ -110,10 +113,10 @@ class DataConfig:
 
     @property
     def anywhere(self) -> "DataConfig":
-        """The same settings wherever the files lie: of their paths the names alone, and no cache."""
+        """The same settings wherever the files lie: of their paths the names alone; no cache, and nothing for maps."""
         paths = {name: getattr(self, name) for name in FILE_SETTINGS}
         names: dict[str, Any] = {name: path and Path(path.name) for name, path in paths.items()}
-        return replace(self, cache=None, **names)
+        return replace(self, cache=None, positions_filename=None, **names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lib.errors import InputError
 
@@ -42,7 +42,8 @@ class EventLog:
                 "pip install tensorboard"
             ) from None
         self.folder, self.minutes = folder, minutes
-        self._open, self._writer = SummaryWriter, cast(Any, None)
+        self._open = SummaryWriter
+        self._writer: Any = None
 
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the last of the entries; the first time all of them."""

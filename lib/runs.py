@@ -18,7 +18,16 @@ from lib.config import FILE_SETTINGS, Config, parse_config
 from lib.data.autoregression import graph_autoregression
 from lib.data.imputed import causal_flags, marked_flags
 from lib.data.prepared import Prepared, padded_label_starts
-from lib.data.preparing import calendar_for, check_origin, graphs_for, links_for, origin, prepared_for, sensor_names
+from lib.data.preparing import (
+    calendar_for,
+    check_origin,
+    graphs_for,
+    links_for,
+    origin,
+    positions_for,
+    prepared_for,
+    sensor_names,
+)
 from lib.data.profile import DECAY, HistoricalProfile, drift_of, historical_profile
 from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
@@ -29,10 +38,11 @@ from lib.files import fingerprint_arrays, save_npz
 from lib.ini import read_sections
 from lib.interface import Encoder, Graphs, Neighbours, Variants
 from lib.metrics import metrics_content
+from lib.numbers import number_text
 from lib.precision import accelerate, in_precision
 from lib.provenance import provenance
 from lib.run_folder import RunFolder, new_run_folder, refuse_taken, remove_partial_files
-from lib.training import Trainer, epoch_line
+from lib.training import Trainer, epoch_line, evaluate
 
 PATCH_SAMPLES, PATCH_BATCH = 50, 16  # test samples whose patches are looked at, and how many at once
 
@@ -81,6 +91,7 @@ def start_run(config: Config, root: Path, name: str, weights: Path | None = None
     device = choose_device(config.runtime.device)
     events = _event_log(config, folder)
     links = links_for(config)
+    positions = positions_for(config, links)
     prepared = prepared_for(config)
     sensor_graphs = graphs_for(config, prepared, links)
     profile = profile_for(config, prepared)
@@ -97,6 +108,9 @@ def start_run(config: Config, root: Path, name: str, weights: Path | None = None
         "sensor_ids": sensor_names(config, links),
         "made_from": {**prepared.made_from, **origin(config, links)},
         "profile_week": None if profile is None else torch.from_numpy(profile.week),
+        "map": None
+        if positions is None
+        else {"positions": torch.from_numpy(positions), "links": torch.from_numpy(links.pairs)},
     }
     trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra, events)
     with new_run_folder(folder) as partial:
@@ -363,7 +377,7 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         "best_val_mae": best.get("val_mae"),
         # Two results compare only when their targets are the same.
         "test_set": {
-            "fingerprint": fingerprint_arrays(prepared.truth, starts, np.array(horizon)),
+            "fingerprint": _fingerprint_of_targets(prepared, horizon),
             "samples": len(starts),
             "first_label_start": int(starts[0]),
             "last_label_start": int(starts[-1]),
@@ -377,6 +391,10 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         _save_patch_positions(run.folder, trainer.model, trainer.windows, starts)
     run.folder.save_metrics(metrics)
     return metrics
+
+
+def _fingerprint_of_targets(prepared: Prepared, horizon: int) -> str:
+    return fingerprint_arrays(prepared.truth, prepared.label_starts["test"], np.array(horizon))
 
 
 @torch.no_grad()
@@ -398,6 +416,27 @@ def _save_patch_positions(
     low, high = np.quantile(values, [0.05, 0.95], axis=0)
     arrays = {"mean": values.mean(axis=0), "low": low, "high": high, "label_starts": chosen}
     save_npz(folder.patch_positions, arrays)
+
+
+def forecast_test_split(folder: RunFolder, variants: Variants) -> None:
+    """Forecast the test split by the best weights of a finished run, and write predictions.npz, as after its training.
+
+    Raises:
+        InputError: there is no such run, or what it was trained on is not there or has changed.
+    """
+    run = open_run(folder, variants, "auto")
+    training, starts, horizon = run.config.training, run.prepared.label_starts["test"], run.config.data.num_for_predict
+    metrics = folder.read_metrics()
+    if metrics["test_set"]["fingerprint"] != _fingerprint_of_targets(run.prepared, horizon):
+        series = run.config.data.graph_signal_matrix_filename
+        raise InputError(f"{series}: found other targets than those of {folder.metrics}, expected the same flow")
+    tested = evaluate(run.model, run.windows, starts, training.batch_size, "test", training.loss, keep_forecast=True)
+    assert tested.forecast is not None
+    before, now = metrics["test"]["overall"]["mae"], tested.errors.overall()["mae"]
+    assert before is not None
+    assert now is not None  # every split has a target
+    print(f"test MAE {number_text(now)}; after its training it was {number_text(before)}")
+    folder.save_predictions(tested.forecast, targets(run.prepared, starts, horizon), starts)
 
 
 def complete_run(config: Config, root: Path, name: str, variants: Variants) -> RunFolder:

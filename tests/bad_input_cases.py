@@ -609,17 +609,19 @@ CASES = [
          "zero_is_missing, negative_is_missing and numbers, separated by commas "
          "(did you mean 'interpolate'?)"),
     Case("range", "npz-negative", PREPARE, series(with_value(-1)),
-         "<tmp>/TINY/TINY.npz data: found 1 negative values, the first -1 at step 3, sensor 2, expected flows of at "
-         "least 0; where they mark gaps, set [Data] missing = interpolate, -1"),
+         "<tmp>/TINY/TINY.npz data: found 1 negative values, the first -1 at step 3 (2018-03-05 01:30:00), "
+         "sensor 2, expected flows of at least 0; where they mark gaps, set [Data] missing = interpolate, -1"),
     Case("range", "npz-infinite-beside-gaps", f"{PREPARE} --set Data.missing=interpolate", series(with_value(np.inf)),
          "<tmp>/TINY/TINY.npz data: found 1 infinite values, the first at step 3, sensor 2, feature 0, "
          "expected finite numbers"),
     Case("range", "npz-silent-sensor", f"{RUN} --set Data.missing=interpolate",
          series(with_gap(slice(None), slice(3, 4))),
-         "<tmp>/TINY/TINY.npz data: sensor 3: found no value in the training inputs (steps 0 .. 246), expected some"),
+         "<tmp>/TINY/TINY.npz data: sensor 3: found no value in the training inputs (steps 0 (2018-03-05 00:00:00) "
+         ".. 246 (2018-03-10 03:00:00)), expected some"),
     Case("range", "npz-no-target", f"{PREPARE} --set Data.missing=interpolate",
          series(with_gap(slice(310, None), slice(None))),
-         "<tmp>/TINY/TINY.npz data: found no value in the targets of the test split (steps 315 .. 383), expected some"),
+         "<tmp>/TINY/TINY.npz data: found no value in the targets of the test split (steps 315 (2018-03-11 "
+         "13:30:00) .. 383 (2018-03-12 23:30:00)), expected some"),
     Case("range", "materialized-with-gaps", f"{PREPARE} --set Data.missing=interpolate --materialize <tmp>/out.npz",
          series(with_value(np.nan)),
          "--materialize: found missing values in <tmp>/TINY/TINY.npz, expected none, as its format knows none"),

@@ -125,7 +125,7 @@ def test_training_draws_from_the_generators_of_pytorch_alone(
 
 
 def test_a_saved_checkpoint_comes_back(tmp_path: Path) -> None:
-    carried = {"settings": "", "scaling": {}, "sensor_ids": None, "made_from": {"series": "ff"}}
+    carried = {"settings": "", "scaling": {}, "sensor_ids": None, "made_from": {"series": "ff"}, "map": None}
     for profile_week in (torch.arange(6.0).view(3, 2), None):  # None: of a network that asks for no profile
         content = {**CONTENT, **carried, "profile_week": profile_week}
         save_checkpoint(tmp_path / "best.pt", content)

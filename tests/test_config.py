@@ -383,6 +383,7 @@ RANGES = {  # what is wrong and what is right of each setting but those of a few
     "Data.adj_filename": FILE,
     "Data.graph_signal_matrix_filename": FILE,
     "Data.id_filename": (FILE[0][1:], ["", *FILE[1]]),
+    "Data.positions_filename": (FILE[0][1:], ["", *FILE[1]]),
     "Data.cache": (FILE[0][1:], ["", *FILE[1]]),
     "Data.num_of_vertices": COUNT,
     "Data.points_per_hour": (["0", "61"], ["1", "60"]),
@@ -703,7 +704,9 @@ def test_which_settings_make_another_experiment(name):
     )
     second = of_variant(variant, f"{name}={text}")
     assert second != first
-    alike = name in ("Training.seed", "Data.cache") or (name.startswith("Runtime.") and name != "Runtime.precision")
+    alike = name in ("Training.seed", "Data.cache", "Data.positions_filename") or (
+        name.startswith("Runtime.") and name != "Runtime.precision"
+    )
     assert (first.experiment == second.experiment) == alike
     for one, other in ((first, second), (second, first)):
         assert one.differences(other) == ([] if alike else [f"{name} {one.experiment.texts()[name] or 'none'}"])

@@ -135,7 +135,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], list[str]]] = {
     ),
     "error by time of day": (
         lambda: error_by_time_of_day(np.ones(48), 30, UNIT, datetime(2018, 1, 1)),
-        ["time of day of the target (h)", f"MAE ({UNIT})"],
+        ["local time of day of the target", f"MAE ({UNIT})"],
     ),
     "forecast": (
         lambda: forecast_against_truth(np.ones((9, 6)), np.ones((9, 6)), np.arange(9), "sensor 3", UNIT, 30, None),
@@ -269,6 +269,14 @@ def test_forecasts_are_drawn_at_the_steps_they_are_of(start: datetime | None) ->
     if start is not None:
         low = num2date(figure.axes[0].get_xlim()[0])
         assert low.date() == datetime(2018, 3, 7).date()
+        figure.draw_without_rendering()
+        shown = {label.get_text() for label in figure.axes[0].get_xticklabels()}
+        assert shown == {f"{hour:02d}:00" for hour in range(8, 24, 2)}
+        axes = figure.axes[0]
+        axes.set_xlim(axes.get_xlim()[0], axes.get_xlim()[0] + 3)  # three days
+        figure.draw_without_rendering()
+        shown = {label.get_text() for label in axes.get_xticklabels()}
+        assert {"Thu 08 Mar", "Fri 09 Mar", "12:00"} < shown
 
 
 def test_the_error_by_time_of_day_is_that_of_a_plain_loop() -> None:

@@ -4,17 +4,22 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
+from datetime import datetime, timedelta
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from lib.data.positions import plane
+from lib.data.preparing import calendar_for, prepared_of
+from lib.data.profile import historical_profile
 from lib.errors import InputError
 from lib.files import save_json
 from lib.numbers import number_text
-from lib.report.page import forecasts_embedded, make_report, page_of
+from lib.report.page import forecasts_embedded, make_report, map_layers, page_of
 from lib.report.results import Results, load_results
 from lib.run_folder import RunFolder
 from model.variants import VARIANTS
@@ -113,7 +118,7 @@ def test_settings_environment_and_results_are_on_the_page(page: str, results: Re
         assert number_text(entry["train_loss"]) in text
 
 
-def test_text_from_data_stays_text(results: Results, run: RunFolder) -> None:
+def test_text_from_data_stays_text(results: Results, placed: Results, run: RunFolder) -> None:
     poisoned = replace(
         results,
         folder=RunFolder(run.path.parent / "named <b> & 'x'"),
@@ -133,14 +138,15 @@ def test_text_from_data_stays_text(results: Results, run: RunFolder) -> None:
     figure = poisoned.folder.figures / "<i>.png"
     figure.parent.mkdir(exist_ok=True)
     figure.write_bytes((run.figures / "kernels.png").read_bytes())
+    poisoned = replace(poisoned, checkpoint={**poisoned.checkpoint, "map": placed.checkpoint["map"]})
     page = page_of(poisoned, [figure], 1, 0)
     parsed = Elements(page)
-    harmless = Elements(page_of(results, [run.figures / "kernels.png"], 1, 0))
+    harmless = Elements(page_of(placed, [run.figures / "kernels.png"], 1, 0))
     kinds = [{tag for tag, _ in of.elements} for of in (parsed, harmless)]
     assert kinds[0] == kinds[1]
-    assert len(parsed.scripts) == len(harmless.scripts) == 2
+    assert len(parsed.scripts) == len(harmless.scripts) == 3
     assert len(parsed.named("img")) == 1
-    assert "alert" not in "".join(parsed.scripts)
+    assert POISON in json.loads(parsed.scripts[1])["names"][0]
     assert POISON not in page
     assert page.count(escape(POISON)) > 10
 
@@ -267,6 +273,68 @@ def test_the_script_tells_what_is_wrong(run: RunFolder, call: Call, capsys: pyte
         assert shown.count("\n") == 1
     with pytest.raises(InputError, match=r"environment\.json: no such file"):
         page_of(replace(load_results(run, run.read_config(VARIANTS)), folder=RunFolder(run.figures)), [], 1, 0)
+
+
+@pytest.fixture
+def placed(results: Results) -> Results:
+    """Give the run with positions of its sensors, but for the last."""
+    positions = torch.tensor([[34.0, -118.0], [34.1, -118.1], [34.0, -118.2], [34.2, -118.0], [np.nan, np.nan]])
+    links = torch.tensor([[0, 1], [1, 2], [3, 4]])
+    return replace(results, checkpoint={**results.checkpoint, "map": {"positions": positions, "links": links}})
+
+
+def test_the_map_has_what_the_run_holds(placed: Results, page: str) -> None:
+    assert "map-data" not in page
+    parsed = Elements(page_of(placed, [], 2, 0))
+    data = json.loads(parsed.scripts[1])
+    assert data["names"] == [placed.sensor_name(sensor) for sensor in range(5)]
+    assert data["links"] == [[0, 1], [1, 2], [3, 4]]
+    assert (data["x"][4], data["y"][4]) == (None, None)
+    assert data["x"][0] - data["x"][2] == pytest.approx(0.2 * 111.195 * np.cos(np.radians(34.1)), rel=1e-3)
+    assert data["y"][3] - data["y"][0] == pytest.approx(0.2 * 111.195, rel=1e-3)
+    assert "1 of 5 sensors have no position" in parsed.text
+
+    whole, error, forecast, difference = data["layers"]
+    assert [len(layer["frames"]) for layer in data["layers"]] == [1, 34, 34, 34]  # every hour of 68 samples
+    np.testing.assert_allclose(whole["frames"][0]["values"], placed.sensor_errors(), rtol=1e-3)
+    sample = 2 * 7
+    time = datetime(2018, 3, 5, 6, 30) + int(placed.label_starts[sample]) * timedelta(minutes=30)
+    assert forecast["frames"][7]["name"] == f"{time:%a %d %b %Y %H:%M}"
+    of_hour = placed.forecast[sample].mean(axis=1)
+    np.testing.assert_allclose(forecast["frames"][7]["values"], of_hour, rtol=1e-3)
+    missed = np.abs(placed.forecast[sample] - placed.target[sample]).mean(axis=1)
+    np.testing.assert_allclose(error["frames"][7]["values"], missed, rtol=1e-3)
+    week = prepared_of(placed.config)
+    profile = historical_profile(
+        week.observed, week.training_rows, calendar_for(placed.config), week.scaling.middle
+    ).series[placed.label_starts[sample] :][:6]
+    usual = profile.mean(axis=0)
+    np.testing.assert_allclose(difference["frames"][7]["values"], of_hour - usual, atol=0.02)
+    assert difference["low"] == -difference["high"]
+    for layer in data["layers"]:
+        values = np.array([frame["values"] for frame in layer["frames"]])
+        assert np.mean((values >= layer["low"]) & (values <= layer["high"])) >= 0.95
+        assert layer["above"] == bool((values > layer["high"]).any())
+        assert (layer["unit"], len(layer["colours"])) == (placed.unit, 48)
+
+
+def test_a_map_of_many_sensors_has_fewer_hours(placed: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib.report.map.VALUES_EMBEDDED", 5 * 13)
+    assert [len(layer.times) for layer in map_layers(placed, 2, 0)] == [1, 9, 9, 9]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_draws_the_map(placed: Results, tmp_path: Path) -> None:
+    path = tmp_path / "map.html"
+    path.write_text(page_of(placed, [], 1, 0))
+    parsed = Elements(opened_in_browser(path, tmp_path / "profile"))
+    assert parsed.named("html") == [{"lang": "en", "data-explorer": "drawn", "data-map": "drawn"}]
+    dots = [(float(str(dot["cx"])), float(str(dot["cy"]))) for dot in parsed.named("circle")]
+    assert len(dots) == 4  # of the known positions
+    places = plane(placed.checkpoint["map"]["positions"].numpy())[:4]
+    scale = (dots[0][0] - dots[2][0]) / (places[0, 0] - places[2, 0])
+    np.testing.assert_allclose(np.array(dots) - dots[0], (places - places[0]) * (scale, -scale), atol=0.2)
+    assert len({str(dot["fill"]) for dot in parsed.named("circle")}) > 1
 
 
 def opened_in_browser(path: Path, profile: Path) -> str:

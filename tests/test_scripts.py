@@ -26,7 +26,10 @@ def test_the_scripts_in_sequence(
 ) -> None:
     config = make_dataset()
     assert call("PrepareData.py", "--config", config, "--materialize", tmp_path / "windows.npz") == 0
-    assert "train    200 samples, label starts 48 .. 247" in capsys.readouterr().out
+    assert (
+        "train    200 samples, label starts 48 (2018-03-06 00:00:00) .. 247 (2018-03-10 03:30:00)"
+        in capsys.readouterr().out
+    )
     assert call("create_dtw.py", "--config", config) == 0
     (record,) = (tmp_path / "TINY").glob("TINY_dtw_*.json")
     assert load_json(record)["method"] == "exact"

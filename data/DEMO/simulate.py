@@ -1,6 +1,6 @@
 """Simulate DEMO: four weeks of a two-direction freeway with a branch, as PEMS detectors would record them.
 
-    python data/DEMO/simulate.py                      # writes data/DEMO/DEMO.npz and DEMO.csv
+    python data/DEMO/simulate.py                      # writes data/DEMO/DEMO.npz, .csv and DEMO_positions.csv
 
 Vehicles are drawn for the whole period, then each day is run through UXsim, a Newell car-following simulator
 (Seo, Journal of Open Source Software 10(106):7617, 2025, doi 10.21105/joss.07617), which makes the queues and their
@@ -80,6 +80,10 @@ OUTBOUND_RAMPS = {
 }
 
 MONDAY_TO_SUNDAY = (0.97, 1.00, 1.01, 1.02, 1.04, 0.85, 0.74)  # demand level; the first day is a Monday
+START = (40.0, -100.0)  # latitude and longitude of the freeway's first node; no freeway is there
+MILES_PER_DEGREE = 69.09  # of latitude
+MEDIAN_MILES = 0.06  # from the middle of the road to a station
+
 INCIDENTS_PER_DAY = 1.2
 DROPOUTS_PER_DAY = 0.2
 
@@ -132,6 +136,28 @@ def road_links(network: list[Direction]) -> list[tuple[int, int, float]]:
         for j, (other, downstream) in enumerate(stations)
         if name == other and upstream.end == downstream.start
     ]
+
+
+def station_positions(network: list[Direction]) -> list[tuple[float, float]]:
+    """Return (latitude, longitude) of every station, for maps; the simulation itself knows lengths alone.
+
+    The freeway runs east, the branch comes from the north-west, and traffic keeps to the right.
+    """
+    into_junction = sum(MAIN_MILES[: int(JUNCTION.removeprefix("main"))])
+    places = {"main0": (0.0, 0.0)} | {
+        f"main{i + 1}": (east, 1.5 * np.sin(east / 3)) for i, east in enumerate(np.cumsum(MAIN_MILES))
+    }
+    for i in range(len(BRANCH_MILES)):
+        away = sum(BRANCH_MILES[i:])
+        places[f"branch{i}"] = (into_junction - 0.5 * away, places[JUNCTION][1] + 0.85 * away)
+    positions = []
+    for section in (section for direction in network for section in direction.sections):
+        (x, y), (x0, y0) = places[section.end], places[section.start]
+        side = MEDIAN_MILES / np.hypot(x - x0, y - y0)
+        x, y = x + side * (y - y0), y - side * (x - x0)
+        longitude = START[1] + x / MILES_PER_DEGREE / np.cos(np.radians(START[0]))
+        positions.append((START[0] + y / MILES_PER_DEGREE, longitude))
+    return positions
 
 
 def drift(random: np.random.Generator, steps: int, deviation: float, hours: float) -> NDArray[np.float64]:
@@ -353,7 +379,7 @@ def simulate(seed: int, days: int) -> tuple[NDArray[np.float32], list[tuple[int,
 
 
 def main() -> None:
-    """Parse the arguments, simulate, and write the npz and the csv beside it."""
+    """Parse the arguments, simulate, and write the npz with links and positions beside it."""
     parser = argparse.ArgumentParser(description="Simulate the DEMO data set (a few minutes on one core).")
     parser.add_argument("--seed", type=int, default=2018, help="of everything random (default: %(default)s)")
     parser.add_argument("--days", type=int, default=28, help="another number is another series (default: %(default)s)")
@@ -361,7 +387,7 @@ def main() -> None:
         "--output",
         type=Path,
         default=Path(__file__).with_name("DEMO.npz"),
-        help="the npz file; the links go beside it as .csv (default: beside this script)",
+        help="the npz file; links and positions go beside it as .csv (default: beside this script)",
     )
     arguments = parser.parse_args()
     if arguments.seed < 0:
@@ -376,6 +402,10 @@ def main() -> None:
     with written_whole(arguments.output.with_suffix(".csv")) as partial:
         rows = [f"{start},{end},{miles:g}" for start, end, miles in links]
         partial.write_text("\n".join(["from,to,cost", *rows]) + "\n", encoding="utf-8")
+    with written_whole(arguments.output.with_name(f"{arguments.output.stem}_positions.csv")) as partial:
+        places = station_positions(directions())
+        rows = [f"{station},{north:.5f},{east:.5f}" for station, (north, east) in enumerate(places)]
+        partial.write_text("\n".join(["sensor,latitude,longitude", *rows]) + "\n", encoding="utf-8")
     print(f"{arguments.output}: {data.shape[0]} steps of 5 minutes, {data.shape[1]} stations, {len(links)} links")
 
 

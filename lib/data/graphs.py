@@ -4,11 +4,7 @@ A mask says to which sensors each may attend. It is made as a matrix (N, N), spa
 lists of neighbours. Distances between sensors come from `lib.data.dtw`.
 """
 
-import csv
-import gzip
-import math
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +18,9 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.sparse.linalg import eigsh
 
 from lib.data.dtw import Nearest
+from lib.data.text_rows import FAULTS_SHOWN, cells_of, is_number, raise_faults, read_rows, shown
 from lib.errors import InputError, nearest
-from lib.files import load_npy, reason, refuse_pickle
+from lib.files import load_npy, refuse_pickle
 from lib.interface import Graphs, Neighbours
 
 SimilarityRule = Literal["nearest", "gaussian", "released", "full"]
@@ -32,8 +29,6 @@ EncodingRule = Literal["symmetric", "released"]
 
 HEADERS = (["from", "to", "cost"], ["from", "to", "distance"])
 LINK_FORMATS = "links as .csv (from,to,cost), or an N x N matrix as .npy or .csv without header, not 0 where linked"
-FAULTS_SHOWN = 5
-LONGEST_SHOWN = 60  # characters of a faulty text
 EQUAL = 1e-6  # magnitudes that differ by less, relatively, are equal but for rounding
 DENSE_SENSORS = 1000  # up to so many, all eigenvectors of a Laplacian are found in a second
 SEARCHED_AT_ONCE = 256  # sensors whose distances to all others are held
@@ -194,7 +189,7 @@ def read_links(
     if path.suffix.lower() == ".npy":
         matrix = load_npy(path, "an adjacency matrix")
         return _unique_links(_matrix_links(path, matrix, num_nodes), sensor_ids)
-    rows = _read_rows(path)
+    rows = read_rows(path, LINK_FORMATS)
     if rows and _is_matrix_row(rows[0][1]):
         return _unique_links(_matrix_links(path, _parse_matrix(path, rows), num_nodes), sensor_ids)
     # A range maps each position to itself, and needs no memory even if the number of sensors is wrong and huge.
@@ -205,18 +200,18 @@ def read_links(
     if not rows:
         raise InputError(f"{path}: found an empty file, expected the header {expected_headers}")
     header_line, header = rows[0]
-    if _cells(header) not in HEADERS:
-        raise InputError(f"{path} row {header_line}: found {_shown(header)}, expected the header {expected_headers}")
+    if cells_of(header) not in HEADERS:
+        raise InputError(f"{path} row {header_line}: found {shown(header)}, expected the header {expected_headers}")
 
     directed: list[tuple[int, int]] = []
     faults: list[str] = []
     for line, row in rows[1:]:
         try:
             suggest = len(faults) < FAULTS_SHOWN  # the search for a near id is slow, and nobody reads the rest
-            directed.append(_parse_link(_cells(row), positions, id_filename, suggest))
+            directed.append(_parse_link(cells_of(row), positions, id_filename, suggest))
         except ValueError as error:
             faults.append(f"{path} row {line}: {error}")
-    _raise_faults(path, faults)
+    raise_faults(path, faults)
     return _unique_links(directed, sensor_ids)
 
 
@@ -235,18 +230,11 @@ def _unique_links(directed: Sequence[tuple[int, int]], sensor_ids: tuple[int, ..
 def _is_matrix_row(row: str) -> bool:
     """Return whether a first row is that of a matrix: numbers, but not three, which might be a link without header."""
     cells = _matrix_cells(row)
-    return len(cells) != len(HEADERS[0]) and all(_is_number(cell) for cell in cells)
+    return len(cells) != len(HEADERS[0]) and all(is_number(cell) for cell in cells)
 
 
 def _matrix_cells(row: str) -> list[str]:
     return row.replace(",", " ").split()  # NumPy's savetxt writes spaces
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return "_" not in text and math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _parse_matrix(path: Path, rows: Sequence[tuple[int, str]]) -> NDArray[np.float64]:
@@ -255,14 +243,14 @@ def _parse_matrix(path: Path, rows: Sequence[tuple[int, str]]) -> NDArray[np.flo
     faults = []
     for place, (line, row) in enumerate(rows):
         cells = _matrix_cells(row)
-        wrong = next((column for column, cell in enumerate(cells) if not _is_number(cell)), None)
+        wrong = next((column for column, cell in enumerate(cells) if not is_number(cell)), None)
         if wrong is not None:
-            faults.append(f"{path} row {line}, column {wrong + 1}: found {_shown(cells[wrong])}, expected a number")
+            faults.append(f"{path} row {line}, column {wrong + 1}: found {shown(cells[wrong])}, expected a number")
         elif len(cells) != width:
             faults.append(f"{path} row {line}: found {len(cells)} columns, expected {width}")
         else:
             values[place] = [float(cell) for cell in cells]
-    _raise_faults(path, faults)
+    raise_faults(path, faults)
     return values
 
 
@@ -287,7 +275,7 @@ def _matrix_links(path: Path, matrix: NDArray[Any], num_nodes: int) -> list[tupl
 def _read_sensor_ids(path: Path, num_nodes: int) -> tuple[int, ...]:
     line_of: dict[int, int] = {}
     faults = []
-    rows = _read_rows(path)
+    rows = read_rows(path, LINK_FORMATS)
     for line, row in rows:
         try:
             sensor = _integer(row)
@@ -299,46 +287,16 @@ def _read_sensor_ids(path: Path, num_nodes: int) -> tuple[int, ...]:
                 f"{path} row {line}: found id {sensor} again (first in row {line_of[sensor]}), expected it once"
             )
         line_of.setdefault(sensor, line)
-    _raise_faults(path, faults)
+    raise_faults(path, faults)
     if len(rows) != num_nodes:
         raise InputError(f"{path}: found {len(rows)} sensor ids, expected {num_nodes}, one a line for each sensor")
     return tuple(line_of)
 
 
-def _read_rows(path: Path) -> list[tuple[int, str]]:
-    """Return the rows that are not blank, stripped, each with its line number as an editor shows it."""
-    try:
-        # Bytes, because PEMS03's lines end in two carriage returns and a newline, which text mode takes for two lines.
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        expected = "UTF-8" if path.suffix.lower() in (".csv", ".txt", ".tsv", ".gz") else LINK_FORMATS
-        raise InputError(f"{path}: found bytes that are not text ({error.reason}), expected {expected}") from None
-    return [(line, row.strip()) for line, row in enumerate(text.split("\n"), start=1) if row.strip()]
-
-
-def _shown(text: str) -> str:
-    """Return text of a file as a message shows it: on one line, with nothing that a terminal acts on, cut short."""
-    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...")
-
-
-def _cells(row: str) -> list[str]:
-    """Return the cells of a row, perhaps in quotes; commas separate them, or tabs where there are only those."""
-    separator = "\t" if "\t" in row and "," not in row else ","
-    try:
-        return [cell.strip() for cell in next(csv.reader([row], delimiter=separator, skipinitialspace=True))]
-    except csv.Error:  # of letters that it knows no place for; the cells will be told as wrong
-        return row.split(separator)
-
-
 def _integer(text: str) -> int:
     """Return the integer that `text` writes; int() alone would also take '1_0', and 5000 digits not."""
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise ValueError(f"found {_shown(text)}, expected an integer")
+        raise ValueError(f"found {shown(text)}, expected an integer")
     return int(text)
 
 
@@ -365,16 +323,8 @@ def _parse_link(cells: list[str], positions: Positions, id_filename: Path | None
     except ValueError:
         cost = np.nan
     if not np.isfinite(cost):
-        raise ValueError(f"column 3: found {_shown(cells[2])}, expected a number")
+        raise ValueError(f"column 3: found {shown(cells[2])}, expected a number")
     return ends[0], ends[1]
-
-
-def _raise_faults(path: Path, faults: list[str]) -> None:
-    if not faults:
-        return
-    if len(faults) > FAULTS_SHOWN:
-        faults = [*faults[:FAULTS_SHOWN], f"{path}: and {len(faults) - FAULTS_SHOWN} more wrong rows"]
-    raise InputError("\n".join(faults))
 
 
 def adjacency_matrix(links: Links, num_nodes: int) -> csr_array:

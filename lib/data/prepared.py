@@ -7,7 +7,7 @@ and after the gap, or with the last value where the gap is not over before t0.
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ def prepare(
     missing_rule: str = "error",
     sensors: Sequence[str] | None = None,
     marks: NDArray[np.bool_] | None = None,
+    step_name: Callable[[int], str] = str,
 ) -> Prepared:
     """Decide splits and scaling of a series (T, N, F), and keep its flow with gaps filled.
 
@@ -141,6 +142,7 @@ def prepare(
         missing_rule: [Data] missing, by which values count as missing.
         sensors: (N,) names for messages; None stands for their positions.
         marks: (T, N), which values the series says are imputed; None: it does not say.
+        step_name: of a step, for messages.
 
     Raises:
         InputError: there are too few rows for the windows, a flow is negative, the training flow is constant, a sensor
@@ -155,7 +157,7 @@ def prepare(
     flow = np.ascontiguousarray(series[:, :, FLOW], dtype=np.float32)
     missing = missing_values(flow, missing_rule)
     observed = np.where(missing, np.float32(np.nan), flow)
-    refuse_negative(observed, missing_rule, lambda sensor: str(sensors[sensor] if sensors else sensor), str)
+    refuse_negative(observed, missing_rule, lambda sensor: str(sensors[sensor] if sensors else sensor), step_name)
     if marks is None:
         imputed = imputed_values(observed, calendar)
         by_chance = not (imputed.mean(axis=0) > LEAST_SHARE).any()
@@ -165,7 +167,7 @@ def prepare(
     if len(silent):
         names = ", ".join(str(sensors[sensor] if sensors else sensor) for sensor in silent[:SENSORS_NAMED])
         more = f" and {len(silent) - SENSORS_NAMED} more" if len(silent) > SENSORS_NAMED else ""
-        steps = f"steps 0 .. {np.flatnonzero(touched)[-1]}"
+        steps = f"steps {step_name(0)} .. {step_name(int(np.flatnonzero(touched)[-1]))}"
         raise InputError(f"sensor {names}{more}: found no value in the training inputs ({steps}), expected some")
 
     minimum, maximum = np.full(features, np.inf), np.full(features, -np.inf)
@@ -196,7 +198,7 @@ def prepare(
     )
     for split, starts in label_starts.items():
         if prepared.missing_targets(starts, shape.horizon).sum() == len(starts) * num_nodes * shape.horizon:
-            steps = f"{starts[0]} .. {starts[-1] + shape.horizon - 1}"
+            steps = f"{step_name(int(starts[0]))} .. {step_name(int(starts[-1]) + shape.horizon - 1)}"
             raise InputError(f"found no value in the targets of the {split} split (steps {steps}), expected some")
     return prepared
 

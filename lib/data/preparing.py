@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from lib.data.dtw import (
 )
 from lib.data.graphs import Links, SensorGraphs, build_graphs, read_links
 from lib.data.nearest import Search, nearest_sensors
+from lib.data.positions import read_positions
 from lib.data.prepared import MARKS, Prepared, load_prepared, materialize, prepare, save_prepared
 from lib.data.sensor_tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
 from lib.data.series import MARKS_ARRAY, has_array, read_marks, read_series, read_start
-from lib.data.windowing import Calendar, WindowShape
+from lib.data.windowing import Calendar, WindowShape, nearest_time, time_of_step
 from lib.devices import choose_device
 from lib.errors import InputError
 from lib.files import check_unused, check_writable, fingerprint, fingerprint_arrays, load_npz, save_npz
@@ -57,6 +58,15 @@ def window_shape(config: Config) -> WindowShape:
 def calendar_for(config: Config) -> Calendar:
     """Return where in the week the steps of a configuration's series lie."""
     return Calendar.starting(config.data.start, config.data.points_per_hour)
+
+
+def step_namer(config: Config) -> Callable[[int], str]:
+    """Return the function that names a step of a configuration's series: by its number, and its time if it is known."""
+    start, points_per_hour = config.data.start, config.data.points_per_hour
+    if start is None:
+        return str
+    first = nearest_time(start, points_per_hour)
+    return lambda step: f"{step} ({time_of_step(first, step, points_per_hour)})"
 
 
 def links_for(config: Config) -> Links:
@@ -111,6 +121,22 @@ def sensor_names(config: Config, links: Links) -> tuple[str, ...] | None:
     return None if links.sensor_ids is None else tuple(map(str, links.sensor_ids))
 
 
+def positions_for(config: Config, links: Links) -> NDArray[np.float64] | None:
+    """Read latitude and longitude (N, 2) of the sensors, NaN where unknown; None where the settings name no file.
+
+    Raises:
+        InputError: the file is not as it should be.
+    """
+    path, number = config.data.positions_filename, config.data.num_of_vertices
+    if path is None:
+        return None
+    positions, others = read_positions(path, sensor_names(config, links) or tuple(map(str, range(number))))
+    known = number - np.isnan(positions).any(axis=1).sum()
+    if known < number or others:
+        print(f"{path}: {known} of {number} sensors have a position; {others} rows are of other sensors")
+    return positions
+
+
 def unlinked_sensors(config: Config, links: Links) -> list[str]:
     """Return the sensors that no road links to another, by name or position."""
     names = sensor_names(config, links)
@@ -153,7 +179,8 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     sensors = table_sensors(config) if is_table(source) else None
     marks = read_marks(source, series.shape[:2])
     try:
-        prepared = prepare(series, window_shape(config), made_from(config), config.data.missing, sensors, marks)
+        missing, names = config.data.missing, step_namer(config)
+        prepared = prepare(series, window_shape(config), made_from(config), missing, sensors, marks, names)
     except InputError as error:
         raise InputError(f"{source} data: {error}") from None
     if materialized is not None and (prepared.missing is not None or np.isnan(series).any()):
@@ -167,7 +194,8 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
 def _input_files(config: Config) -> tuple[Path | None, ...]:
     """Return the files that no other may be written over."""
     data = config.data
-    return (config.source, data.graph_signal_matrix_filename, data.adj_filename, data.id_filename)
+    files = (data.graph_signal_matrix_filename, data.adj_filename, data.id_filename, data.positions_filename)
+    return (config.source, *files)
 
 
 def _check_made_files(config: Config, *paths: Path) -> None:

@@ -98,6 +98,16 @@ def label_powers(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def label_times(axis: Axis) -> None:
+    """Label an axis of dates with weekdays and hours."""
+    locator = AutoDateLocator()
+    axis.set_major_locator(locator)
+    day = "%a %d %b"
+    formats, at_zero = ["%Y", "%b", day, "%H:%M", "%H:%M", "%S"], ["", "%Y", day, day, "%H:%M", "%H:%M"]
+    offsets = ["", *["%Y"] * 5]  # what stands once at the axis
+    axis.set_major_formatter(ConciseDateFormatter(locator, None, formats, offsets, zero_formats=at_zero))
+
+
 def _legend_name(name: str) -> str:
     """Return a name as a legend shows it; it would pass over one that begins with an underscore."""
     return f"\u200b{name}" if name.startswith("_") else name
@@ -256,9 +266,7 @@ def forecast_against_truth(
     if start is None:
         axes.set_xlabel("time since the first step (h)")
     else:
-        locator = AutoDateLocator()
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        label_times(axes.xaxis)
         axes.set_xlabel("local time")
     axes.set_ylabel(f"flow ({unit})")
     axes.set_title(title)
@@ -285,7 +293,10 @@ def error_by_time_of_day(
     axes.set_xlim(0, 24)
     axes.set_xticks(range(0, 25, 3))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("time since the first step, modulo a day (h)" if start is None else "time of day of the target (h)")
+    axes.set_xlabel("time since the first step, modulo a day (h)")
+    if start is not None:
+        axes.set_xticks(range(0, 25, 3), [f"{hour:02d}:00" for hour in range(0, 25, 3)])
+        axes.set_xlabel("local time of day of the target")
     axes.set_ylabel(f"MAE ({unit})")
     return figure
 
@@ -369,33 +380,46 @@ def imputed_days(share: NDArray[np.float64], start: datetime | None) -> Figure:
 
 
 def error_map(
-    positions: NDArray[np.float64], links: NDArray[np.int64], error: NDArray[np.float64], unit: str
+    positions: NDArray[np.float64],
+    links: NDArray[np.int64],
+    error: NDArray[np.float64],
+    unit: str,
+    kilometres: bool = False,
 ) -> Figure:
     """Draw the MAE of each sensor on the road graph.
 
     Args:
-        positions: (N, 2), of `road_layout`.
+        positions: (N, 2), of `road_layout`; with `kilometres` in kilometres east and north, NaN where unknown.
         links: (E, 2), pairs of linked sensors.
         error: (N,), MAE of the sensors.
         unit: of the flow.
+        kilometres: whether the positions are those on the earth.
     """
-    width, height = np.ptp(positions, axis=0) + 2
-    inches = min(8.0 / width, 7.0 / height, 0.6)  # of a link
+    known = ~np.isnan(positions[:, 0])
+    least, most = positions[known].min(axis=0), positions[known].max(axis=0)
+    link = float(max(most - least) / max(1.0, 2 * np.sqrt(known.sum()))) or 1.0 if kilometres else 1.0  # about
+    width, height = most - least + 2 * link
+    inches = min(8.0 / width, 7.0 / height, 0.6 / link)  # of a unit of the positions
     figure, axes = new_figure(max(5.0, inches * width + 1.2), max(2.0, inches * height + 0.4))
-    size = float(np.clip(72 * inches * 0.4, 3, 11))  # of a sensor, in points
+    size = float(np.clip(72 * inches * link * 0.4, 3, 11))  # of a sensor, in points
     axes.add_collection(LineCollection(list(positions[links]), colors="grey", linewidths=0.8, zorder=1))
     x, y = positions.T
     edge = 0.04 * size
     dots = axes.scatter(x, y, c=error, s=size**2, cmap="viridis", edgecolors="black", linewidths=edge, zorder=2)
     figure.colorbar(dots, ax=axes, label=f"MAE ({unit})", pad=0.01, aspect=30)
-    named = range(len(error)) if len(error) <= NAMED_SENSORS else np.argsort(error)[-5:]
-    for sensor in named:
+    all_named = len(error) <= NAMED_SENSORS and not kilometres  # both directions of a road would write on each other
+    for sensor in range(len(error)) if all_named else np.flatnonzero(known)[np.argsort(error[known])[-5:]]:
         shift = (0, 0.6 * size)
         axes.annotate(str(sensor), positions[sensor], shift, textcoords="offset points", ha="center", fontsize=6)
-    axes.set(xlim=(x.min() - 1, x.max() + 1), ylim=(y.min() - 1, y.max() + 1), aspect="equal")
-    axes.axis("off")
-    shown = "" if len(error) <= NAMED_SENSORS else "; the five of greatest error are named"
-    axes.set_title(f"sensors placed by links between them, for want of coordinates{shown}", fontsize=9)
+    limits = np.stack([least - link, most + link])
+    axes.set(xlim=limits[:, 0], ylim=limits[:, 1], aspect="equal")
+    shown = "" if all_named else "; the five of greatest error are named"
+    if kilometres:
+        axes.set(xlabel="east of the middle (km)", ylabel="north of the middle (km)")
+        axes.set_title(f"sensors by latitude and longitude{shown}", fontsize=9)
+    else:
+        axes.axis("off")
+        axes.set_title(f"sensors placed by links between them, for want of coordinates{shown}", fontsize=9)
     return figure
 
 

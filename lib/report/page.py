@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.config import Config
+from lib.errors import InputError
 from lib.files import written_whole
 from lib.numbers import number_text
 from lib.report.figures import COLOURS, DPI, HORIZONS
-from lib.report.results import DAYS_DRAWN, Results, load_results, make_figures
+from lib.report.map import MAP_SCRIPT, MAP_STYLE, Layer, every_shown, forecast_layers, map_section
+from lib.report.results import DAYS_DRAWN, Results, load_results, make_figures, road_map, usual_flow
 from lib.report.text_tables import MEASURED_NOTE, print_results, score_text, scores_of, titles_of
 from lib.run_folder import RunFolder, forecasts_scored
 
@@ -57,7 +59,7 @@ figure { margin: 1.5rem 0; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; }
 pre { overflow-x: auto; background: #f5f5f5; padding: 0.8rem; }
 summary { cursor: pointer; }
-svg { width: 100%; height: auto; }
+:not(svg) > svg { width: 100%; height: auto; }
 svg text { font-size: 13px; fill: #1a1a1a; }
 svg path { fill: none; stroke-width: 1.3; stroke-linecap: round; }
 svg .axis { stroke: #888; stroke-width: 1; }
@@ -89,10 +91,11 @@ function add(name, attributes, text) {
   drawing.append(element);
 }
 
-function when(step) {
+function when(step) {  // day and time of day
   const minutes = data.first_minute + step * data.minutes_per_step;
-  if (!data.clock) return (minutes / 60).toFixed(1) + " h";
-  return new Date(minutes * 60000).toISOString().slice(0, 16).replace("T", " ");
+  if (!data.clock) return [(minutes / 60).toFixed(1) + " h", ""];
+  const [weekday, day, month, year, clock] = new Date(minutes * 60000).toUTCString().split(/,? /);
+  return [`${weekday} ${day} ${month} ${year}`, clock.slice(0, 5)];
 }
 
 function draw() {
@@ -114,7 +117,8 @@ function draw() {
   for (let minute = Math.ceil(data.first_minute / every) * every; minute <= last_minute; minute += every) {
     const step = (minute - data.first_minute) / data.minutes_per_step;
     add("line", {class: "axis", x1: x(step), x2: x(step), y1: bottom, y2: bottom + 5});
-    const label = data.clock && every < 1440 && minute % 1440 ? when(step).slice(11) : when(step).slice(0, 10);
+    const [day, clock] = when(step);
+    const label = data.clock && every < 1440 && minute % 1440 ? clock : day.replace(/ \\d{4}$/, "");
     add("text", {x: x(step), y: bottom + 20, "text-anchor": "middle"}, label);
   }
   add("line", {class: "axis", x1: left, x2: right, y1: bottom, y2: bottom});
@@ -133,7 +137,7 @@ function draw() {
   }
   const step = Number(time.value);
   add("line", {class: "cursor", x1: x(step), x2: x(step), y1: top_, y2: bottom});
-  readout.textContent = when(step) + ": " + shown.map(series => data.series[series].name + " " +
+  readout.textContent = when(step).join(" ").trim() + ": " + shown.map(series => data.series[series].name + " " +
     ((value(series, step) ?? null) === null ? "-" : flow(series, step).toFixed(decimals))).join(", ");
   const name = picker.selectedOptions[0].textContent;
   drawing.setAttribute("aria-label", "forecast against truth, " + name);
@@ -189,6 +193,7 @@ def page_of(results: Results, figures: Sequence[Path], days: int, first_day: int
     sections = {
         "Results": _results(results),
         "Forecast against truth": _explorer(results, days, first_day),
+        "Map": _map(results, days, first_day),
         "Figures": "".join(_figure(path) for path in figures),
         "Training": _training(results.history),
         "Settings": f"<pre>{escape(results.config.to_ini())}</pre>",
@@ -203,10 +208,12 @@ def page_of(results: Results, figures: Sequence[Path], days: int, first_day: int
         f".series{series} {{ stroke: {colour}; border-color: {colour}; }}"
         for series, colour in enumerate(("#000000", *COLOURS))
     )
-    style = STYLE + colours
+    style, script = STYLE + colours, SCRIPT
+    if "Map" in sections:
+        style, script = style + MAP_STYLE, script + MAP_SCRIPT
     # The browser itself keeps the page to its own parts: nothing is loaded, and no other script runs.
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_integrity(style)}'; script-src '{_integrity(SCRIPT)}'; "
+        f"default-src 'none'; img-src data:; style-src '{_integrity(style)}'; script-src '{_integrity(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return (
@@ -215,7 +222,7 @@ def page_of(results: Results, figures: Sequence[Path], days: int, first_day: int
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(title)}</h1>\n<nav aria-label="sections">{links}</nav></header>\n'
-        f"<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -405,3 +412,39 @@ def _explorer(results: Results, days: int, first_day: int) -> str:
         '<output id="readout" for="time sensor"></output></div>'
         f'<script type="application/json" id="forecasts">{embedded}</script>'
     )
+
+
+def _map(results: Results, days: int, first_day: int) -> str:
+    """Return the map of the stations; nothing where their positions are not known."""
+    try:
+        network = road_map(results)
+    except InputError as error:
+        print(f"map left out: {error}")
+        return ""
+    if network is None:
+        return ""
+    names = [results.sensor_name(sensor) for sensor in range(results.config.data.num_of_vertices)]
+    return map_section(*network, names, map_layers(results, days, first_day))
+
+
+def map_layers(results: Results, days: int, first_day: int) -> list[Layer]:
+    """Return what the stations of a map are coloured by: errors, forecasts, and how far these are from usual.
+
+    Beside the error of the whole test split, they are of every hour of the days drawn, or of fewer hours.
+    """
+    drawn, data = results.days(days, first_day), results.config.data
+    samples = np.arange(drawn.start, drawn.stop)[
+        :: every_shown(drawn.stop - drawn.start, data.points_per_hour, data.num_of_vertices)
+    ]
+    times = [results.time_name(int(start)) for start in results.label_starts[samples]]
+    usual = None
+    try:
+        usual = usual_flow(results, results.label_starts[samples])
+    except InputError as error:
+        print(f"map without the historical profile: {error}")
+    ahead = f"the next {data.num_for_predict * results.minutes:g} min"
+    whole = Layer("error (MAE), test split", results.unit, results.sensor_errors()[None], ["test split"])
+    return [
+        whole,
+        *forecast_layers(results.forecast[samples], results.target[samples], usual, times, ahead, results.unit),
+    ]

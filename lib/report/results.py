@@ -16,9 +16,19 @@ from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config
 from lib.data.dtw import Nearest
 from lib.data.graphs import Links, adjacency_matrix, graph_centre, hop_distances, hops_to_nearest, topology_mask
+from lib.data.positions import plane
 from lib.data.prepared import Prepared
-from lib.data.preparing import distance_of, links_for, origin, prepared_of, window_shape
-from lib.data.windowing import nearest_time
+from lib.data.preparing import (
+    calendar_for,
+    distance_of,
+    links_for,
+    origin,
+    positions_for,
+    prepared_of,
+    window_shape,
+)
+from lib.data.profile import historical_profile
+from lib.data.windowing import nearest_time, time_of_step
 from lib.errors import InputError
 from lib.files import load_npz
 from lib.interface import Encoder, Graphs, Neighbours
@@ -42,6 +52,7 @@ from lib.run_folder import RunFolder, forecasts_scored
 
 DAYS_DRAWN = 2
 SENSORS_DRAWN = 1000  # a matrix of more would have several in a dot; those about the centre of the roads are drawn
+TIME_FORMAT = "%a %d %b %Y %H:%M"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +107,12 @@ class Results:
         """Return how a sensor is called: by its position, and by its id where the network has ids."""
         ids = self.checkpoint["sensor_ids"]
         return f"sensor {sensor}" if ids is None else f"sensor {sensor} (id {ids[sensor]})"
+
+    def time_name(self, step: int) -> str:
+        """Return how a step is called: by its weekday and time, or by the hours since the series' first step."""
+        if self.start is None:
+            return f"{step * self.minutes / 60:g} h"
+        return f"{time_of_step(self.start, step, self.config.data.points_per_hour):{TIME_FORMAT}}"
 
     def days(self, days: int, first_day: int) -> slice:
         """Return the samples of so many days of the test split, from that one on.
@@ -223,6 +240,47 @@ def _own_links(results: Results) -> tuple[Links, csr_array]:
     return links, adjacency
 
 
+def road_map(results: Results) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Return latitude and longitude (N, 2) of the run's sensors and the pairs (E, 2) of linked ones; None if unknown.
+
+    A run that was trained without positions has those that its settings.ini names since.
+
+    Raises:
+        InputError: the file that the settings name is not as it should be.
+    """
+    if (kept := results.checkpoint["map"]) is not None:
+        return kept["positions"].numpy(), kept["links"].numpy()
+    if results.config.data.positions_filename is None:
+        return None
+    positions = positions_for(results.config, links_for(results.config))
+    assert positions is not None
+    return positions, _own_links(results)[0].pairs
+
+
+def usual_flow(results: Results, label_starts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the flow that is usual at the targets of samples: the historical profile of the training rows.
+
+    Args:
+        results: of the run.
+        label_starts: (samples,).
+
+    Returns:
+        (samples, N, P), in raw units.
+
+    Raises:
+        InputError: the run's network asks for no profile, and there is no prepared series to make it of.
+    """
+    calendar, week = calendar_for(results.config), results.checkpoint["profile_week"]
+    if week is None:
+        prepared = _own_prepared(results)
+        rows, middle = prepared.training_rows, prepared.scaling.middle
+        usual = historical_profile(prepared.observed[:rows], rows, calendar, middle).week
+    else:
+        usual = week.numpy()
+    steps = label_starts[:, None] + np.arange(results.config.data.num_for_predict)
+    return usual[calendar.step_of_week(steps)].transpose(0, 2, 1)
+
+
 def _own_distance(results: Results) -> NDArray[np.float64]:
     """Return the DTW distances (N, N) of the run's graphs.
 
@@ -242,7 +300,8 @@ def _own_prepared(results: Results) -> Prepared:
         InputError: there is no such file, or it is of another series.
     """
     prepared = prepared_of(results.config)
-    if prepared.made_from["series"] != results.checkpoint["made_from"]["series"]:
+    own = prepared.made_from["series"]
+    if results.checkpoint["made_from"].get("series", own) != own:
         raise InputError(f"{results.config.prepared_path}: found another series than the run was made with")
     return prepared
 
@@ -259,9 +318,12 @@ def _imputed_days(results: Results) -> Figure | None:
 
 
 def _error_map(results: Results) -> Figure:
-    links, adjacency = _own_links(results)
     errors = results.sensor_errors()
     shown = np.where(np.isnan(errors), -np.inf, errors)  # no dot, and not among the greatest, where nothing is known
+    if (network := road_map(results)) is not None:
+        positions, pairs = network
+        return error_map(plane(positions), pairs, shown, results.unit, kilometres=True)
+    links, adjacency = _own_links(results)
     return error_map(road_layout(adjacency), links.pairs, shown, results.unit)
 
 
