@@ -5,18 +5,22 @@ from pathlib import Path
 
 from lib.command_line import ScriptParser
 from lib.errors import run_script
+from lib.publishing import publish
 from lib.report.page import make_report
 from lib.report.results import DAYS_DRAWN
 from lib.report.text_tables import print_results
 from lib.run_folder import RunFolder
+from lib.runs import forecast_test_split
 from model.variants import VARIANTS
 
 EXAMPLES = """examples:
   python report.py --run experiments/PEMS04/paper-seed1
   python report.py --run experiments/PEMS04/paper-seed1 --sensors 3 17 --days 2
   python report.py --run experiments/PEMS04/paper-seed1 --sensors 3 --days 1 --first-day 5
+  python report.py --run experiments/PEMS04/paper-seed1 --publish results/PEMS04/runs/paper
 
 Nothing is trained again. Figures go to the run's folder figures/, PNG and PDF, in place of older ones of that name.
+Where predictions.npz is missing, as in a published run, the test split is forecast again, which needs the data set.
 """
 
 
@@ -36,6 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--first-day", type=int, default=0, metavar="K", help="days of the test split before them (default: 0)"
     )
+    parser.add_argument(
+        "--publish", type=Path, metavar="DIR", help="only write a small folder for others, with weights and an example"
+    )
     return parser.parse_args()
 
 
@@ -44,6 +51,12 @@ def main() -> None:
     arguments = parse_arguments()
     folder = RunFolder(arguments.run.resolve())
     config = folder.read_config(VARIANTS)
+    if arguments.publish is not None:
+        print("wrote", *publish(folder, RunFolder(arguments.publish.resolve()), VARIANTS), sep="\n  ")
+        return
+    if folder.is_finished() and not folder.predictions.exists():
+        print(f"{folder.predictions} is missing: making it")
+        forecast_test_split(folder, VARIANTS)
     written = make_report(folder, config, arguments.sensors, arguments.days, arguments.first_day)
     print_results(folder.read_metrics(), config)
     print("\nwrote", *written, sep="\n  ")
