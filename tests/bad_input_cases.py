@@ -418,7 +418,7 @@ CASES = [
          "--set Training.epochs: found no section, key and value, expected Section.key=value"),
     Case("key", "dtw-record-lacks-one", RUN, content(RECORD, '{"method": "exact"}'),
          "<tmp>/TINY/TINY_dtw_<key>.json: found method, expected the keys method, radius, rows, days, "
-         "fingerprint, version, matrix_fingerprint"),
+         "fingerprint, version, neighbours, matrix_fingerprint"),
     Case("key", "last-lacks-progress", RESUME, checkpoint(LAST, lambda values: values.pop("progress")),
          re.compile(r"<tmp>/out/TINY/one/last\.pt: .*progress.*")),
     Case("key", "last-is-a-best", RESUME, copied(BEST, LAST),
@@ -500,7 +500,7 @@ CASES = [
          "<tmp>/TINY/TINY_dtw_<key>.npy: found values of type int64, expected floating point distances"),
     Case("type", "dtw-record-is-a-list", RUN, content(RECORD, "[]"),
          "<tmp>/TINY/TINY_dtw_<key>.json: found list, expected the keys method, radius, rows, days, "
-         "fingerprint, version, matrix_fingerprint"),
+         "fingerprint, version, neighbours, matrix_fingerprint"),
     Case("type", "dtw-record-days", RUN, record(days="4"),
          "<tmp>/TINY/TINY_dtw_<key>.json: key 'days': found '4', expected a whole number from 1"),
     Case("type", "last-weights", RESUME, checkpoint(LAST, lambda values: values.update(weights=[1])),

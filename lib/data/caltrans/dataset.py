@@ -422,10 +422,12 @@ def _write_tables(stem: Path, stations: Sequence[Station], links: RoadLinks) -> 
 
 def _configuration_text(request: Request, series: Series, folder: Path) -> str:
     name, hour = request.name, 60 // request.minutes
+    located = any(not np.isnan(station.latitude + station.longitude) for station in series.stations)
     data = DataConfig(
         adj_filename=folder / f"{name}.csv",
         graph_signal_matrix_filename=folder / f"{name}.npz",
         id_filename=folder / f"{name}.txt",
+        positions_filename=folder / f"{name}_positions.csv" if located else None,
         num_of_vertices=len(series.stations),
         points_per_hour=hour,
         num_for_predict=hour,
