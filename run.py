@@ -7,6 +7,7 @@ from pathlib import Path
 from lib.checkpoints import load_checkpoint, restored, save_tensors
 from lib.command_line import ScriptParser
 from lib.config import Config, load_config, recipe_names, settings_table
+from lib.distributed import Processes, joined_processes
 from lib.errors import InputError, run_script
 from lib.files import check_writable
 from lib.report.page import show_run
@@ -21,6 +22,10 @@ EXAMPLES = f"""examples:
   python run.py --config configurations/PEMS04.conf --dry-run
   python run.py --resume experiments/PEMS04/small-batches
   python run.py --config configurations/PEMS04.conf --recipe released --test-only --weights epoch50
+  torchrun --nproc_per_node=2 run.py --config configurations/PEMS04.conf --seed 1
+
+torchrun shares every batch out to several processes: GPUs of this machine, or with its own flags of several machines
+that see the same files. [Training] batch_size stays that of the whole batch, and the results those of one process.
 
 recipes, the files in configurations/recipes/: {", ".join(recipe_names())}
 Interrupted, a command with several recipes or seeds goes on where it stopped.
@@ -38,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         InputError: flags do not go together, or the weights cannot be exported to the file named.
     """
-    parser = ScriptParser(__doc__, EXAMPLES)
+    parser = ScriptParser(__doc__, EXAMPLES, several_processes=True)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, help="INI file of the data set: start a new run")
     source.add_argument("--resume", type=Path, metavar="DIR", help="run folder: go on from its last checkpoint")
@@ -124,43 +129,53 @@ def export(run: TrainingRun, path: Path) -> None:
 
 
 def main() -> None:
-    """Start or resume a run, or several, try one out, or test weights."""
-    arguments = parse_arguments()
-    if arguments.settings:
-        print(settings_table(VARIANTS), end="")
-        return
-    if arguments.resume:
-        run = resume_run(RunFolder(arguments.resume.resolve()), VARIANTS, arguments.device)
-        if arguments.export:
-            check_exportable(run.config)
+    """Start or resume a run, or several, try one out, or test weights; in as many processes as torchrun has started."""
+    with joined_processes() as processes:
+        arguments = parse_arguments()
+        if arguments.settings:
+            print(settings_table(VARIANTS), end="")
+        elif arguments.resume:
+            run = resume_run(RunFolder(arguments.resume.resolve()), VARIANTS, arguments.device, processes)
+            train(run, arguments)
+        else:
+            start(arguments, processes)
+
+
+def start(arguments: argparse.Namespace, processes: Processes) -> None:
+    """Start what the arguments ask for."""
+    configs = read_configs(arguments)
+    name, config = next(iter(configs.items()))
+    if arguments.export:
+        check_exportable(config)
+    if arguments.name is not None:
+        check_run_name(arguments.name)  # before it becomes part of several names
+    if len(configs) > 1:  # named by recipe and seed, so that the same command goes on where it stopped
+        for name, config in configs.items():
+            print(f"\n== {name} ==")
+            folder = complete_run(config, arguments.output, name, VARIANTS, processes)
+            if processes.first and not folder.page.exists():
+                show_run(folder, config)
+    elif arguments.dry_run:
+        print(dry_run(config, arguments.weights, processes))
     else:
-        configs = read_configs(arguments)
-        name, config = next(iter(configs.items()))
-        if arguments.export:
-            check_exportable(config)
-        if arguments.name is not None:
-            check_run_name(arguments.name)  # before it becomes part of several names
-        if len(configs) > 1:  # named by recipe and seed, so that the same command goes on where it stopped
-            for name, config in configs.items():
-                print(f"\n== {name} ==")
-                folder = complete_run(config, arguments.output, name, VARIANTS)
-                if not folder.page.exists():
-                    show_run(folder, config)
-            return
-        if arguments.dry_run:
-            print(dry_run(config, arguments.weights))
-            return
         name = arguments.name or f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-        run = start_run(config, arguments.output, name, arguments.weights)
+        train(start_run(config, arguments.output, name, arguments.weights, processes), arguments)
+
+
+def train(run: TrainingRun, arguments: argparse.Namespace) -> None:
+    """Train a run to its end, or test it as it is, and show it."""
+    if arguments.export:
+        check_exportable(run.config)
     print(f"run folder: {run.folder}")
     if arguments.test_only:
         run.trainer.skip()
         score_run(run)
     else:
         finish_run(run)
-    print("\nlook at:", *show_run(run.folder, run.config), sep="\n  ")
-    if arguments.export:
-        export(run, arguments.export)
+    if run.trainer.processes.first:
+        print("\nlook at:", *show_run(run.folder, run.config), sep="\n  ")
+        if arguments.export:
+            export(run, arguments.export)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,23 @@
 import argparse
 from typing import NoReturn
 
+from lib.distributed import refuse_several_processes
 from lib.errors import InputError
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """A parser whose help ends with examples, and which raises an `InputError` where argparse would print its usage."""
+    """A parser whose help ends with examples, and which raises an `InputError` where argparse would print its usage.
 
-    def __init__(self, description: str | None, examples: str) -> None:
+    Args:
+        description: what the script does.
+        examples: the end of the help.
+        several_processes: whether torchrun may start the script in several processes.
+    """
+
+    def __init__(self, description: str | None, examples: str, several_processes: bool = False) -> None:
         super().__init__(description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if not several_processes:
+            refuse_several_processes()
 
     def error(self, message: str) -> NoReturn:
         """Raise an InputError.

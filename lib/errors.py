@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from lib.output import make_output_safe
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 

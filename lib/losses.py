@@ -33,7 +33,7 @@ def loss_values(name: str, forecast: Tensor, target: Tensor, observed: Tensor | 
 
 def mean_loss(name: str, forecast: Tensor, target: Tensor, observed: Tensor | None) -> Tensor:
     """Return the mean loss over the observed targets, and over all forecasts of them; 0 where there are none."""
-    if observed is None:
+    if observed is None and len(target):
         return LOSSES[name](forecast, target.expand_as(forecast))
     total = loss_values(name, forecast, target, observed).sum()
-    return total / observed.expand_as(forecast).sum().clamp_min(1)
+    return total if observed is None else total / observed.expand_as(forecast).sum().clamp_min(1)

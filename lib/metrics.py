@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lib.distributed import Processes
+
 SCORES = ("mae", "rmse", "mape", "mae_nonzero", "rmse_nonzero")
 
 Scores = dict[str, float | None]
@@ -51,6 +53,10 @@ class ForecastErrors:
         self.relative += (nonzero * error / target.abs().clamp_min(1e-30)).sum(over)
         self.nonzero_absolute += (nonzero * error).sum(over)
         self.nonzero_squared += (nonzero * error.square()).sum(over)
+
+    def summed(self, processes: Processes) -> "ForecastErrors":
+        """Return the sums over all processes, each of which has counted samples of its own."""
+        return ForecastErrors(*map(processes.total, vars(self).values()))
 
     def overall(self) -> Scores:
         """Return the scores over all horizons together, by the names of `SCORES`; None where nothing counted."""

@@ -17,8 +17,8 @@ from lib.files import REPOSITORY_ROOT
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "fastdtw")
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Return time, command, commit, versions and hardware, by name."""
+def provenance(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Return time, command, commit, versions, hardware and the number of processes, by name."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": [_script(), *sys.argv[1:]],
@@ -30,6 +30,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "hardware": describe_device(device),
         "threads": torch.get_num_threads(),
+        "processes": processes,
     }
 
 

@@ -32,6 +32,7 @@ from lib.data.profile import DECAY, HistoricalProfile, drift_of, historical_prof
 from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
+from lib.distributed import ONE_PROCESS, Processes
 from lib.errors import InputError
 from lib.event_log import EventLog
 from lib.files import fingerprint_arrays, save_npz
@@ -71,24 +72,31 @@ class TrainingRun:
 # --------------------------------------------------------------------------------------------- starting and resuming
 
 
-def start_run(config: Config, root: Path, name: str, weights: Path | None = None) -> TrainingRun:
+def start_run(
+    config: Config, root: Path, name: str, weights: Path | None = None, processes: Processes = ONE_PROCESS
+) -> TrainingRun:
     """Prepare series and graphs, build the network with its seed, and make the folder of a new run.
 
-    The folder appears only once it holds all that resuming needs.
+    The folder appears only once it holds all that resuming needs. Of several processes the first does all of this, and
+    the others go on from its first checkpoint.
 
     Args:
         config: the settings.
         root: the folder of the data sets' folders.
-        name: of the run.
+        name: of the run; only that of the first process counts.
         weights: a checkpoint to start from, of this project or of the released code.
+        processes: that train it.
 
     Raises:
         InputError: any input is not as it should be; there is no folder then.
     """
     folder = RunFolder(root / config.data.dataset_name / name)
+    device = _device_for(config, config.runtime.device, processes)
+    if not processes.first:
+        folder = RunFolder(Path(processes.text_of_first("")))
+        return _at_last_checkpoint(folder, config, device, {config.variant.name: config.variant}, processes)
     refuse_taken(folder)  # before the minutes that a fit may take
     configure_cpu(config.runtime.threads)
-    device = choose_device(config.runtime.device)
     events = _event_log(config, folder)
     links = links_for(config)
     positions = positions_for(config, links)
@@ -112,11 +120,24 @@ def start_run(config: Config, root: Path, name: str, weights: Path | None = None
         if positions is None
         else {"positions": torch.from_numpy(positions), "links": torch.from_numpy(links.pairs)},
     }
-    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra, events)
+    windows = windows_for(config, prepared, device, profile)
+    trainer = _trainer(model, windows, config, folder, extra, events, processes)
     with new_run_folder(folder) as partial:
-        partial.save_start(config, {"seed": config.training.seed, **provenance(device)})
+        partial.save_start(config, {"seed": config.training.seed, **provenance(device, processes.size)})
         save_checkpoint(partial.last, trainer.checkpoint())
+    processes.text_of_first(str(folder.path.absolute()))
     return TrainingRun(folder, config, prepared, trainer)
+
+
+def _device_for(config: Config, name: str, processes: Processes) -> torch.device:
+    """Return the device called `name` of this process.
+
+    Raises:
+        InputError: there is none, or the batch cannot be shared out.
+    """
+    device = choose_device(name)
+    processes.check(config.training.batch_size, device)
+    return device
 
 
 def new_network(config: Config, graphs: Graphs) -> nn.Module:
@@ -183,24 +204,44 @@ def _other_settings(checkpoint: Mapping[str, Any], config: Config) -> list[str]:
     return found
 
 
-def resume_run(folder: RunFolder, variants: Variants, device_name: str | None) -> TrainingRun:
+def resume_run(
+    folder: RunFolder, variants: Variants, device_name: str | None, processes: Processes = ONE_PROCESS
+) -> TrainingRun:
     """Return an interrupted run at its last checkpoint, on its own device or another.
 
     Raises:
         InputError: there is no such run, it has no checkpoint yet, or what it was trained on has changed.
     """
     config = folder.read_config(variants)
-    remove_partial_files(folder)
+    device = _device_for(config, config.runtime.device if device_name is None else device_name, processes)
+    with processes.first_goes_first():  # it makes a prepared file that is not there any more
+        if processes.first:
+            remove_partial_files(folder)
+        return _at_last_checkpoint(folder, config, device, variants, processes)
+
+
+def _at_last_checkpoint(
+    folder: RunFolder, config: Config, device: torch.device, variants: Variants, processes: Processes
+) -> TrainingRun:
     checkpoint = load_checkpoint(folder.last)
     configure_cpu(checkpoint.get("threads", 0))  # another number of threads adds up in another order
-    device = choose_device(config.runtime.device if device_name is None else device_name)
-    events = _event_log(config, folder)
+    if (before := checkpoint.get("processes", 1)) != processes.size:  # and so does another number of processes
+        print(
+            f"{folder}: found a run of {_processes(before)}, going on with {_processes(processes.size)}: it is no "
+            "longer equal to the bit to one that was not interrupted"
+        )
+    events = _event_log(config, folder) if processes.first else None
     prepared, profile = _what_it_was_trained_on(config, checkpoint, folder.last, variants)
     model = restored(folder.last, checkpoint, config)
     extra = {key: checkpoint[key] for key in CARRIED}
-    trainer = _trainer(model, windows_for(config, prepared, device, profile), config, folder, extra, events)
+    windows = windows_for(config, prepared, device, profile)
+    trainer = _trainer(model, windows, config, folder, extra, events, processes)
     trainer.resume(checkpoint)
     return TrainingRun(folder, config, prepared, trainer)
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' if number > 1 else ''}"
 
 
 def open_run(folder: RunFolder, variants: Variants, device_name: str) -> Run:
@@ -288,6 +329,7 @@ def _trainer(
     folder: RunFolder,
     extra: dict[str, Any],
     events: EventLog | None,
+    processes: Processes,
 ) -> Trainer:
     device = windows.device
     print(f"{config.variant.name}: {_parameters(model):,} parameters on {device.type} ({describe_device(device)})")
@@ -299,8 +341,11 @@ def _trainer(
         print(epoch_line(history[-1]), flush=True)
 
     size, at_once = config.training.batch_size, config.runtime.micro_batch
-    if 0 < at_once < size:
-        print(f"effective batch: {size} samples a step of the optimiser, computed {at_once} at a time")
+    own = size // processes.size
+    if 0 < at_once < own or own < size:
+        in_each = f", {own} in each of {_processes(processes.size)}" if own < size else ""
+        in_parts = f", computed {at_once} at a time" if 0 < at_once < own else ""
+        print(f"effective batch: {size} samples a step of the optimiser{in_each}{in_parts}")
     label_starts = windows.prepared.label_starts
     if config.training.padded_history:
         padded = padded_label_starts(windows.prepared, config.data.steps_per_day)
@@ -319,6 +364,7 @@ def _trainer(
         checkpoint_seconds=60 * config.runtime.checkpoint_minutes,
         micro_batch=at_once,
         front=in_precision(encoder.front, config.runtime, device) if config.variant.has_encoder else None,
+        processes=processes,
     )
 
 
@@ -329,21 +375,28 @@ def _parameters(model: nn.Module) -> int:
 # ------------------------------------------------------------------------------------------------------- finishing
 
 
-def dry_run(config: Config, weights: Path | None = None) -> str:
-    """Train, validate and test on one batch each, keep nothing, and return a line on time and memory."""
+def dry_run(config: Config, weights: Path | None = None, processes: Processes = ONE_PROCESS) -> str:
+    """Train, validate and test on one batch each, keep nothing, and return a line on time and memory.
+
+    Raises:
+        InputError: any input is not as it should be, or other machines have processes that see none of these files.
+    """
+    if processes.size > processes.on_machine:
+        raise InputError(f"--dry-run: found {processes.size} processes on several machines, expected one machine")
     training = replace(config.training, epochs=1, fine_tune_epochs=1, max_batches=1)
     with TemporaryDirectory() as root:
-        trainer = start_run(replace(config, training=training), Path(root), "dry-run", weights).trainer
+        trainer = start_run(replace(config, training=training), Path(root), "dry-run", weights, processes).trainer
         trainer.label_starts = {name: starts[: training.batch_size] for name, starts in trainer.label_starts.items()}
         started = time.perf_counter()
         trainer.fit()
         trainer.test()
+        processes.any(False)  # before the folder is gone
     seconds, memory = time.perf_counter() - started, peak_memory(trainer.windows.device) / 2**30
     return f"dry run, one batch of each stage, validation and test: {seconds:.1f} s, peak memory {memory:.2f} GiB"
 
 
 def finish_run(run: TrainingRun) -> dict[str, Any]:
-    """Train to the end, test the best weights, write the results, and return the content of metrics.json.
+    """Train to the end and score, as `score_run` does.
 
     Raises:
         InputError: training failed.
@@ -353,15 +406,19 @@ def finish_run(run: TrainingRun) -> dict[str, Any]:
         run.trainer.fit()
         return score_run(run)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"go on with: python run.py --resume {run.folder} (or repeat the command, if it makes several runs)"
-        ) from None
+        command = f"{run.trainer.processes.command} run.py --resume {run.folder}"
+        raise KeyboardInterrupt(f"go on with: {command} (or repeat the command, if it makes several runs)") from None
 
 
 def score_run(run: TrainingRun) -> dict[str, Any]:
-    """Test the best weights, write the results, and return the content of metrics.json."""
+    """Test the best weights, write the results, and return the content of metrics.json.
+
+    Of several processes the first alone does so; the others share its forecasts, and return nothing.
+    """
     trainer, prepared, config = run.trainer, run.prepared, run.config
     tested = trainer.test()
+    if not trainer.processes.first:
+        return {}
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
     baselines = score_baselines(prepared, "test", horizon, calendar_for(config))
     best: Mapping[str, Any] = next((entry for entry in reversed(trainer.progress.history) if entry["best"]), {})
@@ -439,15 +496,18 @@ def forecast_test_split(folder: RunFolder, variants: Variants) -> None:
     folder.save_predictions(tested.forecast, targets(run.prepared, starts, horizon), starts)
 
 
-def complete_run(config: Config, root: Path, name: str, variants: Variants) -> RunFolder:
+def complete_run(
+    config: Config, root: Path, name: str, variants: Variants, processes: Processes = ONE_PROCESS
+) -> RunFolder:
     """Return the folder of a finished run of that name: found finished, resumed, or started and taken to its end.
 
     Raises:
         InputError: there is a run of that name with other settings, or trained on other files.
     """
     folder = RunFolder(root / config.data.dataset_name / name)
-    if not folder.exists():
-        finish_run(start_run(config, root, name))
+    exists, finished = processes.any(folder.exists(), folder.is_finished())
+    if not exists:
+        finish_run(start_run(config, root, name, processes=processes))
         return folder
     there = folder.read_config(variants)
     differing = there.differences(config)
@@ -457,11 +517,11 @@ def complete_run(config: Config, root: Path, name: str, variants: Variants) -> R
         raise InputError(
             f"{folder.settings}: found {differing[0]}, expected the settings asked for, or a new name for the run"
         )
-    checkpoint = folder.best if folder.is_finished() else folder.last
+    checkpoint = folder.best if finished else folder.last
     check_origin(config, load_checkpoint(checkpoint)["made_from"], checkpoint)
-    if folder.is_finished():
+    if not finished:
+        finish_run(resume_run(folder, variants, config.runtime.device, processes))
+    elif processes.first:
         print(f"finished before: {folder}")
         remove_partial_files(folder)  # a kill may have come while the figures were drawn
-    else:
-        finish_run(resume_run(folder, variants, config.runtime.device))
     return folder

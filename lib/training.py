@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from lib.checkpoints import load_checkpoint, random_state, restore_random_state,
 from lib.config import TrainingConfig
 from lib.data.windows import Batch, Windows
 from lib.diagnostics import largest_activations, largest_first
+from lib.distributed import ONE_PROCESS, Processes
 from lib.errors import InputError
 from lib.interface import Inputs
 from lib.losses import loss_values, mean_loss
@@ -69,7 +71,7 @@ class Evaluation(NamedTuple):
     loss: float
     errors: ForecastErrors
     measured: ForecastErrors | None  # of the measured targets alone, for a series where some are imputed
-    forecast: NDArray[np.float32] | None  # (samples, N, P), raw units
+    forecast: NDArray[np.float32] | None  # (samples, N, P), raw units; in the first process alone it is whole
 
 
 class Interruption:
@@ -105,6 +107,7 @@ def evaluate(
     description: str,
     loss: str = "mae",
     keep_forecast: bool = False,
+    processes: Processes = ONE_PROCESS,
 ) -> Evaluation:
     """Forecast all samples through the rollout, and score them.
 
@@ -116,15 +119,17 @@ def evaluate(
         description: the name of the progress bar.
         loss: [Training] loss.
         keep_forecast: whether to return the forecasts too.
+        processes: which share the samples out.
     """
     model.eval()
     horizon = len(windows.target_offsets)
     errors = ForecastErrors.zero(horizon, windows.device)
     measured = None if windows.measured is None else ForecastErrors.zero(horizon, windows.device)
     total = torch.zeros_like(errors.absolute[0])
-    forecasts = []
-    with tqdm(total=len(label_starts), desc=description, unit="sample", leave=False, disable=None) as bar:
-        for batch in windows.batches(label_starts, batch_size):
+    forecasts = [torch.empty(0, windows.flow.shape[1], horizon)]
+    own = processes.share(label_starts)
+    with tqdm(total=len(own), desc=description, unit="sample", leave=False, disable=None) as bar:
+        for batch in windows.batches(own, batch_size):
             scaled = model(batch.inputs)  # (B, N, P)
             total += loss_values(loss, scaled, batch.target, batch.observed).sum(dtype=total.dtype)
             forecast = windows.scaling.to_raw(scaled)
@@ -134,9 +139,11 @@ def evaluate(
             if keep_forecast:
                 forecasts.append(forecast.float().cpu())
             bar.update(len(batch.target))
-    kept = torch.cat(forecasts).numpy() if keep_forecast else None
+    kept = processes.gathered(torch.cat(forecasts).numpy()) if keep_forecast else None
     observed = windows.observed_targets(label_starts)
-    return Evaluation(total.item() / max(1, observed), errors, measured, kept)
+    if measured is not None:
+        measured = measured.summed(processes)
+    return Evaluation(processes.total(total).item() / max(1, observed), errors.summed(processes), measured, kept)
 
 
 class Trainer:
@@ -155,6 +162,7 @@ class Trainer:
         front: the first part of a network, where it mixes the samples of a batch (BatchNorm). It is computed for the
             whole batch and the rest by parts, so that `micro_batch` does not change what is learnt. None: there is no
             such part.
+        processes: which share every batch out. The first writes; all have the same weights after each step.
     """
 
     def __init__(
@@ -169,16 +177,27 @@ class Trainer:
         checkpoint_seconds: float,
         micro_batch: int = 0,
         front: Callable[[Inputs], Tensor] | None = None,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.model, self.windows, self.label_starts = model, windows, label_starts
         self.config, self.folder, self.extra, self.report = config, folder, extra, report
         self.checkpoint_seconds = checkpoint_seconds
-        self.micro_batch = min(micro_batch or config.batch_size, config.batch_size)
-        self.front = front
+        own = config.batch_size // processes.size
+        self.micro_batch = min(micro_batch or own, own)
+        self.front = front if self.micro_batch < own else None
+        self.processes = processes
         self.stages = stages(config)
         self.progress = Progress()
         self.random_state: Mapping[str, Any] | None = None  # to go on from, within an epoch
         self.optimizer = self._new_optimizer()
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The model as training calls it, so that processes exchange gradients."""
+        if self.processes.size == 1:
+            return self.model
+        (sample,) = self.windows.batches(self.label_starts["train"][:1], 1)
+        return self.processes.parallel(self.model, sample.inputs)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         rate, decay = self.stages[self.progress.stage].learning_rate, self.config.weight_decay
@@ -223,8 +242,8 @@ class Trainer:
         self.progress.stage += 1
         self.progress.epoch = 0
         self.progress.epochs_without_better = 0
-        if self.folder.best.exists():
-            self.model.load_state_dict(load_checkpoint(self.folder.best)["weights"])
+        if math.isfinite(self.progress.best_loss):
+            self._load_best()
         self.optimizer = self._new_optimizer()
 
     def _run_epoch(self, stage: Stage) -> None:
@@ -240,6 +259,7 @@ class Trainer:
             self.micro_batch,
             f"epoch {number} validation",
             self.config.loss,
+            processes=self.processes,
         )
         better = validated.loss < progress.best_loss
         progress.history.append(
@@ -263,7 +283,8 @@ class Trainer:
             progress.best_loss = validated.loss
             self.save_best()
         self.save_last()
-        self.report(progress.history)
+        if self.processes.first:
+            self.report(progress.history)
 
     def _train_epoch(self, stage: Stage, number: int) -> float:
         """Train what is left of an epoch and return its mean loss. Its order depends on seed and number alone."""
@@ -276,20 +297,22 @@ class Trainer:
         if progress.batch and self.random_state is not None:
             restore_random_state(self.random_state)
         self.model.train()
-        self.loss_sum = torch.tensor(progress.loss_sum, device=self.windows.device)
+        # Of the samples of this process.
+        self.loss_sum = torch.tensor(progress.loss_sum if self.processes.first else 0.0, device=self.windows.device)
         check_every = 1 if self.windows.device.type == "cpu" else CHECK_EVERY
         done = min(progress.batch * batch_size, len(order))
         name = f"epoch {number} {stage.name}"
         bar = tqdm(total=len(order), initial=done, desc=name, unit="sample", leave=False, disable=None)
         with bar, Interruption() as interruption:
             saved = started = time.perf_counter()
-            for batch in self.windows.batches(order[done:], batch_size):
+            for batch in self.windows.batches(order[done:], batch_size, self.processes):
+                self._draw_apart(number)
                 loss = self._step(stage, batch)
                 self.loss_sum += loss * batch.weight
                 progress.batch += 1
                 now = time.perf_counter()
-                stop = interruption.asked
-                save = stop or now - saved > self.checkpoint_seconds
+                stop, save = self.processes.any(interruption.asked, now - saved > self.checkpoint_seconds)
+                save = save or stop
                 # Before a checkpoint too: it replaces the last good weights.
                 if save or progress.batch % check_every == 0 or progress.batch * batch_size >= len(order):
                     first = max(0, progress.batch - check_every)
@@ -301,28 +324,52 @@ class Trainer:
                     saved = now
                 if stop:
                     raise KeyboardInterrupt
-                bar.update(len(batch.target))
+                bar.update(min(batch_size, len(order) - bar.n))
                 if not bar.disable and bar.n == bar.last_print_n:  # only when the bar is drawn: .item() waits
                     bar.set_postfix(loss=number_text(loss.item()), refresh=False)
         observed = max(1, self.windows.observed_targets(order.numpy()))
-        return self.loss_sum.item() / (observed / self.windows.targets_per_sample)
+        return self.processes.total(self.loss_sum).item() / (observed / self.windows.targets_per_sample)
+
+    def _draw_apart(self, epoch: int) -> None:
+        """Let dropout draw other values in each of several processes; by the batch, so that there is no state to keep.
+
+        One process goes on from where its generator is.
+        """
+        if self.processes.size > 1:
+            numbers = (self.config.seed, epoch, self.progress.batch, self.processes.rank)
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
     def _step(self, stage: Stage, batch: Batch) -> Tensor:
-        """Take one step of the optimiser and return the loss, still on the device."""
+        """Take one step of the optimiser and return the loss, still on the device.
+
+        Of several processes each gives its share of the batch, and gets the loss of this share.
+        """
+        network = self.network  # made before anything is computed by its weights
         self._set_learning_rate(stage)
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.windows.device)
+        counts_for = self.processes.part_of_mean(batch.weight, self.windows.device)
+        *parts, last = batch.split(self.micro_batch)
         tokens = leaf = None
-        if self.front is not None and len(batch) > self.micro_batch:
+        # In several processes also where there is one part: in others there may be two, and all do the same in turn.
+        if self.front is not None and (parts or self.processes.size > 1):
             tokens = self.front(batch.inputs)  # (B, N, M, C)
             leaf = tokens.detach().requires_grad_()
             batch = replace(batch, inputs=batch.inputs._replace(tokens=leaf))
-        for part in batch.split(self.micro_batch):
-            part_loss = self._loss(stage, part) * part.share_of(batch)
-            part_loss.backward()
+            *parts, last = batch.split(self.micro_batch)
+            # The last part carries the gradients of the others through the front, so that one backward pass has all.
+            last = replace(last, inputs=last.inputs._replace(tokens=tokens[-len(last) :]))
+        for part in parts:
+            with self.processes.without_exchange(network):
+                part_loss = self._loss(stage, part) * part.share_of(batch)
+                part_loss.backward(counts_for)
             loss += part_loss.detach()
-        if tokens is not None and leaf is not None and leaf.grad is not None:  # the released code never trains it
-            tokens.backward(leaf.grad)
+        last_loss = self._loss(stage, last) * last.share_of(batch)
+        if tokens is None or leaf is None or leaf.grad is None:  # the released code never trains its front
+            last_loss.backward(counts_for)
+        else:
+            torch.autograd.backward([last_loss, tokens], [counts_for, leaf.grad])
+        loss += last_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm or math.inf)
         self.optimizer.step()
         return loss + 0 * norm  # not finite where the gradient is not
@@ -330,7 +377,7 @@ class Trainer:
     def _loss(self, stage: Stage, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, by the forecast of this stage."""
         inputs = batch.inputs if stage.through_rollout else batch.with_teacher
-        return mean_loss(self.config.loss, self.model(inputs), batch.target, batch.observed)
+        return mean_loss(self.config.loss, self.network(inputs), batch.target, batch.observed)
 
     def _set_learning_rate(self, stage: Stage) -> None:
         """Follow the schedule: a function of how far the stage has come, so that there is no state to resume."""
@@ -343,7 +390,7 @@ class Trainer:
 
     def _check_finite(self, epoch: int, label_starts: Tensor) -> None:
         """Raise when a loss or gradient since the last check was not finite; `label_starts` are those since then."""
-        if math.isfinite(self.loss_sum.item()):
+        if math.isfinite(self.processes.total(self.loss_sum).item()):
             return
         self.model.load_state_dict(load_checkpoint(self.folder.last)["weights"])  # the last good ones
         batches = self.windows.batches(label_starts, self.micro_batch)
@@ -365,29 +412,40 @@ class Trainer:
 
     def save_best(self) -> None:
         """Write the checkpoint of the best weights."""
-        save_checkpoint(self.folder.best, self._content())
+        if self.processes.first:
+            save_checkpoint(self.folder.best, self._content())
 
     def save_last(self) -> None:
         """Write the checkpoint that training goes on from."""
-        save_checkpoint(self.folder.last, self.checkpoint())
+        checkpoint = self.checkpoint()
+        if self.processes.first:
+            save_checkpoint(self.folder.last, checkpoint)
 
     def checkpoint(self) -> dict[str, Any]:
         """Return all that it takes to go on."""
         if self.progress.batch:
-            self.progress.loss_sum = self.loss_sum.item()
+            self.progress.loss_sum = self.processes.total(self.loss_sum).item()
         state = {"optimizer": self.optimizer.state_dict(), "random_state": random_state()}
-        return {**self._content(), **state, "threads": torch.get_num_threads()}
+        how = {"threads": torch.get_num_threads(), "processes": self.processes.size}
+        return {**self._content(), **state, **how}
 
     def _content(self) -> dict[str, Any]:
         return {**self.extra, "weights": self.model.state_dict(), "progress": asdict(self.progress)}
 
     def test(self) -> Evaluation:
         """Score the best weights on the test split, keeping the forecasts."""
-        self.model.load_state_dict(load_checkpoint(self.folder.best)["weights"])
+        self._load_best()
         starts = self.label_starts["test"]
+        at_once, loss, processes = self.micro_batch, self.config.loss, self.processes
         return evaluate(
-            self.model, self.windows, starts, self.micro_batch, "test", self.config.loss, keep_forecast=True
+            self.model, self.windows, starts, at_once, "test", loss, keep_forecast=True, processes=processes
         )
+
+    def _load_best(self) -> None:
+        """Give the model the best weights, in all processes those that the first has written."""
+        if self.processes.first:
+            self.model.load_state_dict(load_checkpoint(self.folder.best)["weights"])
+        self.processes.take_weights_of_first(self.model)
 
 
 def epoch_line(entry: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lib.data.prepared import Prepared
 from lib.data.series import next_observed
 from lib.data.windowing import Calendar, padded
+from lib.distributed import ONE_PROCESS, Processes
 from lib.interface import Inputs
 
 
@@ -50,12 +51,12 @@ class Batch:
     @property
     def weight(self) -> float | Tensor:
         """How many samples these are, each counted by the share of its targets that is observed."""
-        return len(self.target) if self.observed is None else self.observed.sum() / self.observed[0].numel()
+        return len(self.target) if self.observed is None else self.observed.sum() / self.observed.shape[1:].numel()
 
     def share_of(self, batch: "Batch") -> float | Tensor:
         """Return the share that this part has of the weight of a batch; 0 where the batch has none."""
-        share = self.weight / batch.weight
-        return share.nan_to_num() if isinstance(share, Tensor) else share
+        weight, whole = self.weight, batch.weight
+        return (weight / whole).nan_to_num() if isinstance(whole, Tensor) else weight / max(1, whole)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         def changed(part: Tensor | None) -> Any:
@@ -69,10 +70,10 @@ class Batch:
         return self._map(lambda part: part.to(device))
 
     def split(self, samples: int) -> list["Batch"]:
-        """Return the batch in parts of so many samples; the last may be smaller."""
+        """Return the batch in parts of so many samples; the last may be smaller. There is one even of no sample."""
         return [
             self._map(lambda part, first=first: part[first : first + samples])  # type: ignore[misc]
-            for first in range(0, len(self.target), samples)
+            for first in range(0, max(1, len(self.target)), samples)
         ]
 
 
@@ -176,8 +177,13 @@ class Windows:
             read = torch.where(over, read, self.forward_filled[steps])
         return read.transpose(1, 2).contiguous()
 
-    def batches(self, label_starts: NDArray[np.int64] | Tensor, batch_size: int) -> Iterator[Batch]:
-        """Yield batches over all these label starts, in their order; the last one may be smaller."""
+    def batches(
+        self, label_starts: NDArray[np.int64] | Tensor, batch_size: int, processes: Processes = ONE_PROCESS
+    ) -> Iterator[Batch]:
+        """Yield batches over all these label starts, in their order; the last one may be smaller.
+
+        Of several processes each gets its share of every batch, which may be none.
+        """
         starts = torch.as_tensor(label_starts).to(self.home)
         for first in range(0, len(starts), batch_size):
-            yield self.batch(starts[first : first + batch_size])
+            yield self.batch(processes.share(starts[first : first + batch_size]))
