@@ -1,5 +1,6 @@
 """Prepare a sensor series for training: check it, split it, scale it, and write one small file beside it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lib.data.preparing import (
     unlinked_sensors,
 )
 from lib.data.sensor_tables import is_table
-from lib.data.series import FLOW, last_observed, missing_markers, missing_values
+from lib.data.series import CHUNK_ROWS, FLOW, last_observed, missing_markers, missing_values
 from lib.data.windowing import SPLITS
 from lib.errors import run_script
 from model.variants import VARIANTS
@@ -39,7 +40,13 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
     lines = []
     if prepared.missing is not None:
         steps = np.arange(len(prepared.missing))[:, None]
-        longest = np.where(prepared.missing, steps - last_observed(prepared.missing), 0).max(axis=0)  # of each sensor
+        longest = np.concatenate(  # of each sensor
+            [
+                np.where(part.missing, steps - last_observed(part.missing), 0).max(axis=0)
+                for _, part in prepared.in_blocks()
+                if part.missing is not None
+            ]
+        )
         sensor = int(longest.argmax())
         targets = [f"{prepared.missing_targets(prepared.label_starts[split], horizon).sum():,}" for split in SPLITS]
         lines.append(
@@ -57,7 +64,7 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
             f"imputed: {100 * share.mean():.2f} % of the values {how}, at {np.count_nonzero(share > least)} sensors; "
             f"{IMPUTED[rule]} ([Data] imputed = {rule})"
         )
-    zeros = np.count_nonzero(prepared.truth == 0)
+    zeros = sum(np.count_nonzero(part.truth == 0) for _, part in prepared.in_blocks())
     if zeros:
         lines.append(
             f"zero: {zeros:,} values ({100 * zeros / prepared.flow.size:.2f} %) are taken for empty roads; where they "
@@ -69,8 +76,11 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
 def marked_counts(flow: NDArray[Any], rule: str) -> list[str]:
     """Return a line on the values of a flow (T, N) as read that mark gaps; none where none does."""
     marks = [str(marker).removesuffix(".0") for marker in missing_markers(rule)]
-    counts = {f"of {mark}": missing_values(flow, mark).sum() - np.isnan(flow).sum() for mark in marks}
-    counts["negative"] = np.count_nonzero(flow < 0)
+    counts: Counter[str] = Counter()
+    for row in range(0, len(flow), CHUNK_ROWS):
+        part = flow[row : row + CHUNK_ROWS]
+        counts.update({f"of {mark}": int(missing_values(part, mark).sum() - np.isnan(part).sum()) for mark in marks})
+        counts["negative"] += int((part < 0).sum())
     shown = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     return [f"marked: {shown}; they are among the missing values"] if shown else []
 

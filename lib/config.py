@@ -123,7 +123,7 @@ class DataConfig:
 class TrainingConfig:
     """[Training]: the input's segments, the optimisation, and (as in the released code) the model's sizes."""
 
-    batch_size: Annotated[Count, "samples in a step of the optimiser"]
+    batch_size: Annotated[Count, "samples in a step of the optimiser, of all processes together"]
     num_of_weeks: Annotated[Segments, "W, input: an hour from each of the last weeks, at the time of the forecast"]
     num_of_days: Annotated[Segments, "D, input: an hour from each of the last days, at the time of the forecast"]
     num_of_hours: Annotated[Segments, "H, input: the last hours"]
@@ -178,14 +178,15 @@ class RuntimeConfig:
     """[Runtime]: where and how to compute."""
 
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "auto: the first that is there of cuda, mps, cpu"] = "auto"
-    threads: Annotated[Threads, "CPU threads; 0: PyTorch's choice"] = 0
+    threads: Annotated[Threads, "CPU threads of each process; 0: PyTorch's choice"] = 0
     precision: Annotated[Literal["float32", "tf32", "bf16"], "of matrix products; tf32 on CUDA only"] = "float32"
     compile: Annotated[Switch, "by torch.compile: minutes at the start, then faster steps"] = False
     gradient_checkpointing: Annotated[Switch, "less memory: layers are computed again for the backward pass"] = False
     micro_batch: Annotated[CountOrZero, "samples computed at once, their gradients summed; 0: the whole batch"] = 0
-    data: Annotated[Literal["device", "host"], "where the series is kept; host where a GPU is too small for it"] = (
-        "device"
-    )
+    data: Annotated[
+        Literal["device", "host", "disk"],
+        "where the series is kept; host where a GPU is too small for it, disk where memory is too",
+    ] = "device"
     checkpoint_minutes: Annotated[PositiveNumber, "the longest time within an epoch without a checkpoint"] = 10.0
     tensorboard: Annotated[Switch, "losses, validation errors and learning rate by epoch, for TensorBoard"] = False
 

@@ -3,20 +3,27 @@
 import errno
 import hashlib
 import json
+import math
 import os
+import struct
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lib.errors import InputError, nearest
 
 PICKLES = (".pkl", ".pickle")
+LARGE = 2**26  # bytes of an array from which it is left on disk
+PIECE = 2**20  # bytes read at once
+ALIGNMENT_FIELD = 0xD935  # the extra field of zip archives that others align by too
+ALIGNMENT = 64  # bytes, of the values in an archive, as in an npy file
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -152,12 +159,17 @@ def load_npy(path: Path, expected: str) -> NDArray[Any]:
         raise InputError(f"{path}: found a damaged file ({reason(error)}), expected a matrix in npy format") from None
 
 
-def load_npz(path: Path, keys: tuple[str | tuple[str, ...], ...]) -> dict[str, NDArray[Any]]:
+def load_npz(
+    path: Path, keys: tuple[str | tuple[str, ...], ...], large_on_disk: bool = False
+) -> dict[str, NDArray[Any]]:
     """Read the named arrays of an npz file, refusing pickled ones.
 
     Args:
         path: of the file.
         keys: names of the arrays; of several names in one place, the first that is there.
+        large_on_disk: whether large arrays are mapped into memory, where the system reads what is used of them, shares
+            it with other processes, and forgets it where memory is short. Compressed ones are unpacked to a temporary
+            file first. The mapped ones cannot be written to.
 
     Raises:
         InputError: the file is missing or damaged, or lacks a key, or holds a pickled array.
@@ -179,7 +191,7 @@ def load_npz(path: Path, keys: tuple[str | tuple[str, ...], ...]) -> dict[str, N
                             f"{path}: found arrays {found}, expected {expected}{nearest(choice[0], names)}"
                         )
                     there.append(next(key for key in choice if key in names))
-                return {key: _read_member(archive, key) for key in there}
+                return {key: _read_member(archive, key, path if large_on_disk else None) for key in there}
     except InputError:
         raise
     except FileNotFoundError:
@@ -192,16 +204,64 @@ def load_npz(path: Path, keys: tuple[str | tuple[str, ...], ...]) -> dict[str, N
         raise InputError(f"{path}: found a damaged archive ({reason(error)}), expected npz format") from None
 
 
-def _read_member(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
-    with archive.open(f"{key}.npy") as member:
-        return np.lib.format.read_array(member, allow_pickle=False)
+def _read_member(archive: zipfile.ZipFile, key: str, mapped: Path | None) -> NDArray[Any]:
+    """Read an array of an archive; large ones are left on disk where `mapped`, the path of the archive, is given."""
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as member:
+        if mapped is None or info.file_size < LARGE:
+            return np.lib.format.read_array(member, allow_pickle=False)
+        version = np.lib.format.read_magic(member)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran_order, dtype = read_header[version](member)
+        if dtype.hasobject:
+            raise ValueError("an object, which needs allow_pickle")
+        header = member.tell()
+        if header + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(f"{key} has {info.file_size - header} bytes for the shape {shape}")
+        stored = info.compress_type == zipfile.ZIP_STORED
+        values = None if stored else scratch((info.file_size - header,), np.uint8)
+        while piece := member.read(PIECE):  # to the end: then its checksum has been compared
+            if values is not None:
+                end = member.tell() - header
+                values[end - len(piece) : end] = np.frombuffer(piece, dtype=np.uint8)
+    order = "F" if fortran_order else "C"
+    if values is not None:
+        return values.view(dtype).reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
+    with mapped.open("rb") as handle:
+        handle.seek(info.header_offset + 26)  # in the local header: the lengths of name and extra field, which follow
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", handle.read(4)))
+        return np.asarray(np.memmap(handle, dtype, "r", start + header, shape, order))  # type: ignore[call-overload]
+
+
+def scratch(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array to fill: in memory, or where it is large in a temporary file that goes with it.
+
+    Raises:
+        InputError: the temporary folder has no room for it.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < LARGE:
+        return np.empty(shape, dtype)
+    try:
+        with tempfile.TemporaryFile() as handle:
+            if hasattr(os, "posix_fallocate"):  # or else a full disk would show only when the values are written
+                os.posix_fallocate(handle.fileno(), 0, size)
+            return np.asarray(np.memmap(handle, dtype, "r+" if handle.seek(0, os.SEEK_END) else "w+", shape=shape))
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise InputError(
+            f"{folder}: found no room for a temporary file of {size / 2**30:.1f} GiB ({reason(error)}), expected a "
+            "folder with room in the environment variable TMPDIR"
+        ) from None
 
 
 def save_npz(path: Path, arrays: Mapping[str, NDArray[Any]], compressed: bool = False) -> None:
-    """Write arrays to an npz file, whole or not at all."""
-    save = np.savez_compressed if compressed else np.savez
-    with written_whole(path) as partial, partial.open("wb") as handle:
-        save(handle, allow_pickle=False, **arrays)
+    """Write arrays to an npz file, whole or not at all, so that those not compressed can be mapped into memory."""
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with written_whole(path) as partial, zipfile.ZipFile(partial, "w", method) as archive:
+        for name, array in arrays.items():
+            with _new_member(archive, name) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> None:
@@ -216,10 +276,21 @@ def write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], pa
     parts = iter(parts)
     first = next(parts)
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+    with _new_member(archive, name) as member:
         np.lib.format.write_array_header_2_0(member, header)
         for part in chain([first], parts):
             member.write(np.ascontiguousarray(part).data)
+
+
+def _new_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Begin an array in an archive, where its values will be aligned by an extra field of zeros."""
+    info = zipfile.ZipInfo(f"{name}.npy")
+    info.compress_type = archive.compression
+    assert archive.fp is not None
+    start = archive.fp.tell() + 30 + len(info.filename) + 20 + 4  # the header, name, zipfile's own field, and this one
+    padding = -start % ALIGNMENT
+    info.extra = struct.pack("<HH", ALIGNMENT_FIELD, padding) + bytes(padding)
+    return archive.open(info, "w", force_zip64=True)
 
 
 def save_json(path: Path, content: object) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 class Inputs(NamedTuple):
     """What a network sees of a batch of samples; all values are scaled.
 
+    B may be 0: of several processes that share a small batch, one may have no sample.
+
     Attributes:
         series: (B, N, L), the input windows, oldest step first.
         start: (B, N), the last value before the forecast, which an autoregressive decoder starts from.

@@ -28,14 +28,14 @@ from lib.data.preparing import (
     prepared_for,
     sensor_names,
 )
-from lib.data.profile import DECAY, HistoricalProfile, drift_of, historical_profile
+from lib.data.profile import DECAY, DRIFT_HOURS, HistoricalProfile, drift_of, historical_profile
 from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.distributed import ONE_PROCESS, Processes
 from lib.errors import InputError
 from lib.event_log import EventLog
-from lib.files import fingerprint_arrays, save_npz
+from lib.files import fingerprint_arrays, save_npz, scratch
 from lib.ini import read_sections
 from lib.interface import Encoder, Graphs, Neighbours, Variants
 from lib.metrics import metrics_content
@@ -297,7 +297,10 @@ def imputed_for(config: Config, prepared: Prepared) -> NDArray[np.bool_] | None:
         return None
     if prepared.marked:
         return None if prepared.imputed is None else marked_flags(prepared.imputed)
-    flags = causal_flags(prepared.observed, calendar_for(config))
+    rows, sensors = prepared.flow.shape
+    flags = scratch((rows + 1, sensors), np.bool_)
+    for block, part in prepared.in_blocks():
+        flags[:, block] = causal_flags(part.observed, calendar_for(config))
     return flags if flags.any() else None
 
 
@@ -310,12 +313,17 @@ def _filled_in(prepared: Prepared, imputed: NDArray[np.bool_] | None) -> NDArray
 
 def windows_for(config: Config, prepared: Prepared, device: torch.device, profile: HistoricalProfile | None) -> Windows:
     """Return the windows of a prepared series for networks on a device, with the historical profile if there is."""
-    on_host, series = config.runtime.data == "host", None if profile is None else profile.series
+    kept, series = config.runtime.data, None if profile is None else profile.series
     imputed = imputed_for(config, prepared)
     calendar, hours, drift = calendar_for(config), config.training.num_of_hours, None
     if config.needs.drift and series is not None:
-        drift = drift_of(prepared.observed - series, calendar.steps_per_day, _filled_in(prepared, imputed))
-    return Windows(prepared, config.data.num_for_predict, calendar, device, on_host, series, imputed, hours, drift)
+        rows, sensors = prepared.flow.shape
+        filled_in = _filled_in(prepared, imputed)
+        drift = scratch((rows + 1, sensors, len(DRIFT_HOURS)), np.float32)
+        for block, part in prepared.in_blocks():
+            of_block = None if filled_in is None else filled_in[:, block]
+            drift[:, block] = drift_of(part.observed - series[:, block], calendar.steps_per_day, of_block)
+    return Windows(prepared, config.data.num_for_predict, calendar, device, kept, series, imputed, hours, drift)
 
 
 def _event_log(config: Config, folder: RunFolder) -> EventLog | None:

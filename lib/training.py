@@ -126,7 +126,7 @@ def evaluate(
     errors = ForecastErrors.zero(horizon, windows.device)
     measured = None if windows.measured is None else ForecastErrors.zero(horizon, windows.device)
     total = torch.zeros_like(errors.absolute[0])
-    forecasts = [torch.empty(0, windows.flow.shape[1], horizon)]
+    forecasts = [torch.empty(0, windows.prepared.flow.shape[1], horizon)]
     own = processes.share(label_starts)
     with tqdm(total=len(own), desc=description, unit="sample", leave=False, disable=None) as bar:
         for batch in windows.batches(own, batch_size):

@@ -47,4 +47,4 @@ class NeighbourMeans(nn.Module):
         """Map values (B, N, F) to means (B, N, 3, F)."""
         table = x.transpose(0, 1).flatten(1)  # (N, B F), for one product of all samples
         means = torch.stack([mean(table) for mean in self.means], dim=1)  # (N, 3, B F)
-        return means.unflatten(2, (len(x), -1)).permute(2, 0, 1, 3)
+        return means.unflatten(2, (len(x), x.shape[2])).permute(2, 0, 1, 3)

@@ -131,7 +131,7 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(
 def test_the_parts_of_a_batch_make_the_batch(make_dataset: DatasetMaker) -> None:
     config = load(make_dataset())
     prepared = prepared_for(config)
-    windows, on_host = (Windows(prepared, 3, Calendar(48), CPU, on_host=host) for host in (False, True))
+    windows, on_host = (Windows(prepared, 3, Calendar(48), CPU, kept) for kept in ("device", "host"))
     whole = windows.batch(torch.from_numpy(prepared.label_starts["train"][:7]))
     parts = whole.split(3)
     assert [len(part) for part in parts] == [3, 3, 1]

@@ -7,8 +7,8 @@ and after the gap, or with the last value where the gap is not over before t0.
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lib.data.imputed import LEAST_SHARE, imputed_values
-from lib.data.series import CHUNK_ROWS, FLOW, Scaling, fill_gaps, last_observed, missing_values, refuse_negative
+from lib.data.series import (
+    CHUNK_ROWS,
+    FLOW,
+    Scaling,
+    fill_gaps,
+    last_observed,
+    missing_values,
+    refuse_negative,
+    sensor_blocks,
+)
 from lib.data.windowing import PADDED_FROM_DAY, SPLITS, Calendar, WindowShape, padded
 from lib.errors import InputError
-from lib.files import load_npz, save_npz, write_member, written_whole
+from lib.files import load_npz, save_npz, scratch, write_member, written_whole
 
 SENSORS_NAMED = 5  # in a message
 MASKS = ("missing", "imputed")
@@ -51,6 +60,16 @@ class Prepared:
     missing: NDArray[np.bool_] | None = None
     imputed: NDArray[np.bool_] | None = None
 
+    def of_sensors(self, sensors: slice) -> "Prepared":
+        """Return the same of some sensors."""
+        masks = {name: mask[:, sensors] for name in MASKS if (mask := getattr(self, name)) is not None}
+        return replace(self, flow=self.flow[:, sensors], **masks)
+
+    def in_blocks(self) -> Iterator[tuple[slice, "Prepared"]]:
+        """Yield the same of all sensors, some at a time: what is computed of each is then never all in memory."""
+        for sensors in sensor_blocks(*self.flow.shape):
+            yield sensors, self.of_sensors(sensors)
+
     @property
     def marked(self) -> bool:
         """Whether the series says itself which values are imputed."""
@@ -78,11 +97,17 @@ class Prepared:
         return self.flow if unscored is None else np.where(unscored, np.float32(np.nan), self.flow)
 
     @property
-    def measured(self) -> NDArray[np.float32] | None:
-        """The flow (T, N) with NaN where it is missing or imputed; None where `truth` is that already."""
+    def unmeasured(self) -> NDArray[np.bool_] | None:
+        """Where the flow (T, N) is missing or imputed; None where that is nowhere, or as `unscored`."""
         if self.imputed is None or self.unscored is not self.missing:
             return None
-        return np.where(self.imputed, np.float32(np.nan), self.truth)
+        return self.imputed if self.missing is None else self.imputed | self.missing
+
+    @property
+    def measured(self) -> NDArray[np.float32] | None:
+        """The flow (T, N) with NaN where it is missing or imputed; None where `truth` is that already."""
+        unmeasured = self.unmeasured
+        return None if unmeasured is None else np.where(unmeasured, np.float32(np.nan), self.flow)
 
     @property
     def forward_filled(self) -> NDArray[np.float32]:
@@ -154,17 +179,26 @@ def prepare(
     touched = np.zeros(rows, dtype=bool)
     for offset in offsets:
         touched[padded(label_starts["train"] + offset, calendar.steps_per_day)] = True
-    flow = np.ascontiguousarray(series[:, :, FLOW], dtype=np.float32)
-    missing = missing_values(flow, missing_rule)
-    observed = np.where(missing, np.float32(np.nan), flow)
-    refuse_negative(observed, missing_rule, lambda sensor: str(sensors[sensor] if sensors else sensor), step_name)
-    if marks is None:
-        imputed = imputed_values(observed, calendar)
-        by_chance = not (imputed.mean(axis=0) > LEAST_SHARE).any()
-    else:
-        imputed, by_chance = marks & ~missing, False
-    silent = np.flatnonzero(missing[touched].all(axis=0))
-    if len(silent):
+    flow, missing, imputed = (scratch((rows, num_nodes), kind) for kind in (np.float32, np.bool_, np.bool_))
+    silent: list[int] = []
+    negative = False
+    for block in sensor_blocks(rows, num_nodes):
+        read = np.asarray(series[:, block, FLOW])
+        single = read.astype(np.float32)
+        absent = missing_values(single, missing_rule)
+        observed = np.where(absent, np.float32(np.nan), single)
+        negative = negative or bool((observed < 0).any())
+        silent += (block.start + np.flatnonzero(absent[touched].all(axis=0))).tolist()
+        missing[:, block] = absent
+        imputed[:, block] = imputed_values(observed, calendar) if marks is None else marks[:, block] & ~absent
+        if absent.any():
+            single = fill_gaps(np.where(absent, np.nan, read.astype(np.float64)), rows).astype(np.float32)
+        flow[:, block] = single
+    by_chance = marks is None and not (imputed.mean(axis=0) > LEAST_SHARE).any()
+    if negative:
+        observed = np.where(missing, np.float32(np.nan), flow)
+        refuse_negative(observed, missing_rule, lambda sensor: str(sensors[sensor] if sensors else sensor), step_name)
+    if silent:
         names = ", ".join(str(sensors[sensor] if sensors else sensor) for sensor in silent[:SENSORS_NAMED])
         more = f" and {len(silent) - SENSORS_NAMED} more" if len(silent) > SENSORS_NAMED else ""
         steps = f"steps {step_name(0)} .. {step_name(int(np.flatnonzero(touched)[-1]))}"
@@ -183,9 +217,6 @@ def prepare(
     if minimum[FLOW] == maximum[FLOW]:
         raise InputError(f"found a flow of {minimum[FLOW]:g} at all training steps, expected values that vary")
 
-    if missing.any():
-        filled = np.where(missing, np.nan, series[:, :, FLOW].astype(np.float64))
-        flow = fill_gaps(filled, rows).astype(np.float32)
     prepared = Prepared(
         flow,
         offsets,
@@ -232,7 +263,7 @@ def load_prepared(path: Path) -> Prepared:
     """
     starts = tuple(f"label_starts_{split}" for split in SPLITS)
     layout = {"flow": "f2", "offsets": "i1", **dict.fromkeys(starts, "i1"), "minimum": "f1", "maximum": "f1"}
-    arrays = load_npz(path, (*layout, "made_from"))
+    arrays = load_npz(path, (*layout, "made_from"), large_on_disk=True)
     for name, kind_and_axes in layout.items():
         array = arrays[name]
         if f"{array.dtype.kind}{array.ndim}" != kind_and_axes or not array.size:
@@ -248,7 +279,7 @@ def load_prepared(path: Path) -> Prepared:
         raise InputError(f"{path} made_from: found a damaged text, expected a file of PrepareData.py") from None
     with zipfile.ZipFile(path) as archive:
         there = tuple(name for name in MASKS if f"{name}.npy" in archive.namelist())
-    masks = load_npz(path, there)
+    masks = load_npz(path, there, large_on_disk=True)
     for name, mask in masks.items():
         if mask.dtype != np.bool_ or mask.shape != arrays["flow"].shape:
             found = f"found type {mask.dtype} and shape {mask.shape}"

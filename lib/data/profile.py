@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.data.series import CHUNK_ROWS
 from lib.data.windowing import Calendar
+from lib.files import scratch
 
 SMOOTHING_MINUTES = 25  # the flow of a few days is noisy, its daily rhythm is smooth
 # The weight of a past day in the mean for another day: the same day of the week has 1,
@@ -74,8 +76,8 @@ def historical_profile(
         return means
 
     steps = calendar.step_of_week(np.arange(len(flow)))
-    value, there = _smoothed(counted, steps_per_day)
-    series = np.empty(flow.shape, dtype=np.float32)
+    reach = SMOOTHING_MINUTES * steps_per_day // (24 * 60) // 2
+    series = scratch(flow.shape, np.float32)
     a_day_before = mean_so_far()  # without the last day, some of whose steps are less than a day before
     for first in range(0, len(counted), steps_per_day):
         block = slice(first, min(first + steps_per_day, len(counted)))
@@ -85,10 +87,13 @@ def historical_profile(
             total *= 1 - decay
             count *= 1 - decay
         day, step = np.divmod(steps[block], steps_per_day)
-        total[day, step] += value[block]  # no step comes twice within a day
-        count[day, step] += there[block]
+        before = min(first, reach)
+        value, there = _smoothed(counted[first - before : block.stop + reach], reach)
+        total[day, step] += value[before:][: len(day)]  # no step comes twice within a day
+        count[day, step] += there[before:][: len(day)]
     week = average(np.arange(calendar.steps_per_week), mean_so_far())
-    series[len(counted) :] = week[steps[len(counted) :]]
+    for row in range(len(counted), len(flow), CHUNK_ROWS):
+        series[row : row + CHUNK_ROWS] = week[steps[row : row + CHUNK_ROWS]]
     return HistoricalProfile(week, series)
 
 
@@ -128,9 +133,8 @@ def _day_weights() -> NDArray[np.float64]:
     return weights
 
 
-def _smoothed(flow: NDArray[np.float32], steps_per_day: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return centred means (T, N) of the observed values, 0 where there are none, and where there are some."""
-    reach = SMOOTHING_MINUTES * steps_per_day // (24 * 60) // 2
+def _smoothed(flow: NDArray[np.float32], reach: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return means (T, N) of what is observed up to `reach` steps away, 0 where nothing is, and where something is."""
     observed = ~np.isnan(flow)
     total, count = np.zeros_like(flow), np.zeros_like(flow)
     for shift in range(-reach, reach + 1):

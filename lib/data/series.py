@@ -1,10 +1,11 @@
 """The series: reading and checking it, missing values, filling gaps, and scaling."""
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +22,7 @@ MARKS_ARRAY, START_ARRAY = "imputed", "start"  # of an npz file, beside the seri
 MISSING_WORDS = ("interpolate", "zero_is_missing", "negative_is_missing")
 MARKERS_SHOWN = 3  # different negative values, in a message
 CHUNK_ROWS = 1024  # rows looked at together, so that checking a series needs no second copy of it
+BLOCK_VALUES = 2**22  # looked at together, of all rows of some sensors
 Values = TypeVar("Values", Tensor, NDArray[np.float64])
 
 
@@ -81,7 +83,7 @@ def read_series(path: Path, num_nodes: int, gaps: bool = False) -> NDArray[Any]:
     refuse_pickle(path, SERIES_FORMATS, f"import pandas; pandas.read_pickle('{path.name}').to_csv('{path.stem}.csv')")
     if path.suffix.lower() not in ("", ".npz", ".npy") and path.is_file() and not zipfile.is_zipfile(path):
         raise InputError(f"{path}: found a file that ends in {path.suffix}, expected {SERIES_FORMATS}")
-    ((name, data),) = load_npz(path, (("data", "x"),)).items()
+    ((name, data),) = load_npz(path, (("data", "x"),), large_on_disk=True).items()
     if data.ndim != 3:
         raise InputError(
             f"{path} {name}: found shape {data.shape}, expected three axes (time steps, sensors, features)"
@@ -129,7 +131,7 @@ def read_marks(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
     """
     if not has_array(path, MARKS_ARRAY):
         return None
-    marks = load_npz(path, (MARKS_ARRAY,))[MARKS_ARRAY]
+    marks = load_npz(path, (MARKS_ARRAY,), large_on_disk=True)[MARKS_ARRAY]
     if marks.dtype != np.bool_ or marks.shape != shape:
         found = f"found type {marks.dtype} and shape {marks.shape}"
         raise InputError(f"{path} {MARKS_ARRAY}: {found}, expected booleans {shape} (time steps, sensors)")
@@ -150,6 +152,13 @@ def read_start(path: Path) -> datetime | None:
     except ValueError:
         found = f"found {str(text)[:60]!r}"
         raise InputError(f"{path} {START_ARRAY}: {found}, expected a local time such as 2018-03-05 00:05") from None
+
+
+def sensor_blocks(rows: int, sensors: int) -> Iterator[slice]:
+    """Yield all sensors in blocks, for what needs all rows of a sensor, so that memory need not hold all sensors."""
+    at_once = max(1, BLOCK_VALUES // rows)
+    for first in range(0, sensors, at_once):
+        yield slice(first, min(first + at_once, sensors))
 
 
 def missing_rule(text: str) -> str:
@@ -248,8 +257,10 @@ def fill_gaps(flow: NDArray[np.float64], longest: int) -> NDArray[np.float64]:
     """
     filled = flow.copy()
     steps = np.arange(len(flow))
-    for sensor, first, end in find_gaps(flow):
-        if end - first <= min(longest, len(flow) - 1):
-            observed = ~np.isnan(flow[:, sensor])
-            filled[first:end, sensor] = np.interp(steps[first:end], steps[observed], flow[observed, sensor])
+    for sensor, gaps in groupby(find_gaps(flow), key=lambda gap: gap.sensor):
+        observed = ~np.isnan(flow[:, sensor])
+        short = [steps[gap.first : gap.end] for gap in gaps if gap.end - gap.first <= min(longest, len(flow) - 1)]
+        if short:
+            wanted = np.concatenate(short)
+            filled[wanted, sensor] = np.interp(wanted, steps[observed], flow[observed, sensor])
     return filled

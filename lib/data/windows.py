@@ -6,7 +6,7 @@ have more samples.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.data.prepared import Prepared
-from lib.data.series import next_observed
+from lib.data.series import CHUNK_ROWS, next_observed
 from lib.data.windowing import Calendar, padded
 from lib.distributed import ONE_PROCESS, Processes
+from lib.files import scratch
 from lib.interface import Inputs
 
 
@@ -77,17 +78,37 @@ class Batch:
         ]
 
 
+class OnDisk:
+    """A series (T, N) that stays where its arrays are; what is asked for is read and computed anew each time.
+
+    Args:
+        computed: from rows of the arrays, the rows of the series.
+        arrays: each (T, N).
+    """
+
+    def __init__(self, computed: Callable[..., NDArray[Any]], *arrays: NDArray[Any]) -> None:
+        self.computed, self.arrays = computed, arrays
+
+    def __getitem__(self, steps: Tensor) -> Tensor:
+        """Return the rows at these steps (...), as (..., N)."""
+        return torch.from_numpy(self.computed(*(array[steps.numpy()] for array in self.arrays)))
+
+
+Series = Tensor | OnDisk
+
+
 class Windows:
     """The windows of a prepared series, for models on a device.
 
-    They are gathered where the series is kept: on the device too, or on the host, from where they are moved.
+    They are gathered where the series is kept: on the device too; or on the host, from where they are moved; or on
+    disk, from where only the rows of a batch are read, and several processes share what the system remembers of it.
 
     Args:
         prepared: the series.
         horizon: P.
         calendar: of the series.
         device: where the batches go.
-        on_host: whether the series is kept on the host.
+        kept: where the series is kept, [Runtime] data.
         profile: (T, N), the historical profile (`lib.data.profile`), for networks that ask for it.
         imputed: (T + 1, N), which sensors are imputed at each step (`lib.data.imputed`), for networks that ask.
         hours: D, the last hours of the input, of which the profile is given.
@@ -100,7 +121,7 @@ class Windows:
         horizon: int,
         calendar: Calendar,
         device: torch.device,
-        on_host: bool = False,
+        kept: Literal["device", "host", "disk"] = "device",
         profile: NDArray[np.float32] | None = None,
         imputed: NDArray[np.bool_] | None = None,
         hours: int = 1,
@@ -110,33 +131,58 @@ class Windows:
         self.scaling = prepared.scaling
         self.calendar = calendar
         self.device = device
-        self.home = torch.device("cpu") if on_host else device
-        self.flow = torch.from_numpy(prepared.truth).to(self.home)  # (T, N)
-        self.all_targets_count = prepared.unscored is None
-        measured = prepared.measured
-        self.measured = None if measured is None else torch.from_numpy(measured).to(self.home)  # (T, N)
-        self.scaled = self._scaled(prepared.flow)  # (T, N)
+        self.on_disk = kept == "disk"
+        self.home = device if kept == "device" else torch.device("cpu")
+        unscored, unmeasured = prepared.unscored, prepared.unmeasured
+        self.all_targets_count = unscored is None
+        self.flow = self._masked(unscored)  # (T, N), and so are the others
+        self.measured = None if unmeasured is None else self._masked(unmeasured)
+        self.scaled = self._scaled(prepared.flow)
         self.forward_filled = self.scaled
-        self.next_observed: Tensor | None = None
+        self.next_observed: Series | None = None
         if prepared.missing is not None:
-            self.forward_filled = self._scaled(prepared.forward_filled)  # (T, N)
-            self.next_observed = torch.from_numpy(next_observed(prepared.missing)).to(self.home)  # (T, N)
-        self.input_offsets = torch.from_numpy(prepared.offsets).to(self.home)
+            filled, following = scratch(prepared.flow.shape, np.float32), scratch(prepared.flow.shape, np.int32)
+            for sensors, part in prepared.in_blocks():
+                assert part.missing is not None
+                filled[:, sensors], following[:, sensors] = part.forward_filled, next_observed(part.missing)
+            self.forward_filled = self._scaled(filled)
+            self.next_observed = self._kept(following)
+        self.input_offsets = torch.tensor(prepared.offsets, device=self.home)
         self.target_offsets = torch.arange(horizon, device=self.home)
-        self.profile = None if profile is None else self._scaled(profile)  # (T, N)
-        self.imputed = None if imputed is None else torch.from_numpy(imputed).to(self.home)  # (T + 1, N)
-        self.drift = None  # differences of flow: the offset of the scaling does not concern them
+        self.profile = None if profile is None else self._scaled(profile)
+        self.imputed = None if imputed is None else self._kept(imputed)  # (T + 1, N)
+        self.drift: Series | None = None  # (T + 1, N, 3), differences of flow: no offset of the scaling concerns them
         if drift is not None:
-            self.drift = torch.from_numpy(self.scaling.difference_to_float32(drift)).to(self.home)  # (T + 1, N, 3)
+            scaled = self.scaling.difference_to_float32
+            self.drift = OnDisk(scaled, drift) if self.on_disk else self._kept(scaled(drift))
         self.profile_offsets = torch.arange(-hours * (calendar.steps_per_day // 24), horizon, device=self.home)
 
-    def _scaled(self, flow: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(self.scaling.to_float32(flow)).to(self.home)
+    def _kept(self, values: NDArray[Any]) -> Series:
+        if self.on_disk:
+            return OnDisk(lambda rows: rows, values)
+        # A mapped file is neither aligned for sure nor to be written to, as PyTorch wants it.
+        return torch.from_numpy(np.require(values, requirements=["A", "W"])).to(self.home)
+
+    def _scaled(self, flow: NDArray[np.float32]) -> Series:
+        if self.on_disk:
+            return OnDisk(self.scaling.to_float32, flow)
+        scaled = np.empty_like(flow)
+        for row in range(0, len(flow), CHUNK_ROWS):
+            scaled[row : row + CHUNK_ROWS] = self.scaling.to_float32(flow[row : row + CHUNK_ROWS])
+        return torch.from_numpy(scaled).to(self.home)
+
+    def _masked(self, mask: NDArray[np.bool_] | None) -> Series:
+        """Return the flow, NaN where a mask is true."""
+        if mask is None:
+            return self._kept(self.prepared.flow)
+        if self.on_disk:
+            return OnDisk(lambda flow, hidden: np.where(hidden, np.float32(np.nan), flow), self.prepared.flow, mask)
+        return self._kept(np.where(mask, np.float32(np.nan), self.prepared.flow))
 
     @property
     def targets_per_sample(self) -> int:
         """The number of targets of a sample, N * P, observed or missing."""
-        return self.flow.shape[1] * len(self.target_offsets)
+        return int(self.prepared.flow.shape[1]) * len(self.target_offsets)
 
     def observed_targets(self, label_starts: NDArray[np.int64]) -> int:
         """Return how many targets of the samples with these label starts are not missing."""
