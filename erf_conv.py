@@ -6,7 +6,7 @@ from typing import cast
 
 from lib.command_line import ScriptParser
 from lib.data.graphs import adjacency_matrix, hops_to_nearest
-from lib.data.preparing import links_for, window_shape
+from lib.data.preparing import links_for
 from lib.data.windowing import evenly_spaced
 from lib.errors import InputError, run_script
 from lib.interface import Encoder
@@ -63,7 +63,7 @@ def main() -> None:
     nodes = choose_nodes(arguments.node, adjacency)
     hops = hops_to_nearest(adjacency, nodes)
     label_starts = evenly_spaced(run.prepared.label_starts["test"], arguments.samples)
-    segments = [name for name, _ in window_shape(config).segments]
+    segments = [name for name, _ in config.windows.segments]
     model = cast(Encoder, run.model)
     for layer in (arguments.layer,) if arguments.layer else model.receptive_field_layers:
         field = receptive_field(

@@ -4,13 +4,16 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lib.backtest import backtest, hourly_scores, save_backtest
 from lib.command_line import ScriptParser
 from lib.data.sensor_tables import is_table
 from lib.errors import InputError, run_script
 from lib.files import check_writable
 from lib.inference import (
     Forecaster,
+    History,
     forecast_flow,
     load_forecaster,
     model_inputs,
@@ -19,21 +22,29 @@ from lib.inference import (
     save_forecast,
     score_observed,
 )
-from lib.report.text_tables import table
+from lib.intervals import Intervals, check_levels
+from lib.report.text_tables import markdown_table, table
 from lib.run_folder import RunFolder
 from model.variants import VARIANTS
 
 EXAMPLES = """examples:
   python predict.py --run experiments/PEMS04/paper-seed1 --input today.csv
   python predict.py --run experiments/PEMS04/paper-seed1 --input today.csv --output next_hour.csv --max-gap 6
+  python predict.py --run experiments/PEMS04/paper-seed1 --input today.csv --interval 0.8 0.95
   python predict.py --run experiments/PEMS04/paper-seed1 --input data/PEMS04/PEMS04.npz --evaluate
+  python predict.py --run experiments/PEMS04/paper-seed1 --input last_month.csv --evaluate --days 7 --interval 0.8
 
-Of the run only best.pt is read; its data need not be there. The input is an npz archive as for training, or a table
-with a column of times and one column a sensor: .csv, .tsv or .txt, also .gz, .parquet or .h5. Missing values are filled
-linearly between those before and after; at the end of the file the last value is repeated. The output is a CSV with a
-row for each step and sensor: time (the number of the step, from 0, where neither the input nor the run says when it
-begins), sensor, minutes_ahead, forecast in vehicles a step, at least 0. The columns of a table may be in any order:
-they are found by the names that the run's sensors had in training, and are 0, 1, ... where they had none.
+Of the run only best.pt is read, and for --interval intervals.npz; its data need not be there. A run of an earlier
+version has no intervals.npz. It is made then, by forecasts of the validation split, for which its data must be there.
+
+The input is an npz archive as for training, or a table with a column of times and one column a sensor: .csv, .tsv or
+.txt, also .gz, .parquet or .h5. The columns of a table may be in any order: they are found by the names that the run's
+sensors had in training, and are 0, 1, ... where they had none. Missing values are filled linearly between those before
+and after; at the end of the file the last value is repeated.
+
+The output is a CSV with a row for each step and sensor: time (the number of the step, from 0, where neither the input
+nor the run says when it begins), sensor, minutes_ahead, forecast in vehicles a step, at least 0, and for --interval 0.8
+lower_0.8 and upper_0.8. With --days it is a CSV of errors by day, hour and sensor, with a page beside it, .html.
 """
 
 
@@ -47,8 +58,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a trained run")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="npz archive or table up to now")
     parser.add_argument(
-        "--output", type=Path, default=Path("forecast.csv"), metavar="FILE", help="default: forecast.csv"
+        "--output", type=Path, metavar="FILE", help="default: forecast.csv, and with --days backtest.csv"
     )
+    parser.add_argument(
+        "--interval", type=float, nargs="+", default=[], metavar="LEVEL", help="write intervals, such as 0.8 0.95"
+    )
+    parser.add_argument("--until", metavar="TIME", help="read only what comes before, as if it were then")
     parser.add_argument(
         "--by-position", action="store_true", help="take the columns of a table in their order, whatever their names"
     )
@@ -57,27 +72,63 @@ def parse_arguments() -> argparse.Namespace:
         "--evaluate", action="store_true", help="forecast the last rows of the file from those before, and score it"
     )
     parser.add_argument(
+        "--days", type=int, metavar="K", help="with --evaluate: forecast from each step of the last days"
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="STEPS", help="with --days: steps between two forecasts (default: 1)"
+    )
+    parser.add_argument(
+        "--interval-update", action="store_true", help="with --days: intervals that learn from what came, step by step"
+    )
+    parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
     )
     arguments = parser.parse_args()
-    check_writable(arguments.output, "--output", arguments.input, RunFolder(arguments.run).best)
+    for flag, needed in (
+        ("days", "evaluate"),
+        ("every", "days"),
+        ("interval_update", "days"),
+        ("interval_update", "interval"),
+    ):
+        if getattr(arguments, flag) and not getattr(arguments, needed):
+            raise InputError(f"--{flag.replace('_', '-')}: found no --{needed}, expected both")
+    for flag in ("days", "every"):
+        if (value := getattr(arguments, flag)) is not None and value < 1:
+            raise InputError(f"--{flag}: found {value}, expected a whole number of at least 1")
+    check_levels(arguments.interval, "--interval")
+    arguments.interval = sorted(set(arguments.interval))
+    if arguments.output is None:
+        arguments.output = Path("backtest.csv" if arguments.days else "forecast.csv")
+    folder = RunFolder(arguments.run)
+    read = (arguments.input, folder.best, folder.intervals)
+    check_writable(arguments.output, "--output", *read)
+    if arguments.days:
+        check_writable(page_of(arguments.output), "--output", arguments.output, *read)
     if arguments.max_gap is not None and arguments.max_gap < 0:
         raise InputError(f"--max-gap: found {arguments.max_gap}, expected a number of steps of at least 0")
     return arguments
 
 
-def predict(
-    forecaster: Forecaster, source: Path, output: Path, max_gap: int, evaluate: bool, by_position: bool
-) -> None:
-    """Read, forecast, write, and if asked score."""
-    horizon = forecaster.config.data.num_for_predict if evaluate else 0
-    # A gap longer than max_gap shows its length only with that many steps before the first input.
-    useful = forecaster.steps_useful
-    read = read_history(source, forecaster, None if useful is None else useful + max_gap + 1 + horizon, by_position)
-    history = read.until(max(0, len(read.flow) - horizon))
-    inputs, filled = model_inputs(history, forecaster.offsets, max_gap)
-    first, last = history.label(len(history.flow) - forecaster.steps_needed), history.label(len(history.flow) - 1)
-    print(f"{source}: the forecast needs {forecaster.steps_needed} steps before it: read {first} .. {last}")
+def page_of(output: Path) -> Path:
+    """Return the page that stands beside the table of a backtest."""
+    return output.with_suffix(".html")
+
+
+def intervals_of(forecaster: Forecaster, folder: RunFolder, history: History) -> Intervals:
+    """Return the intervals of a run, which fit the times of a file."""
+    if history.has_times and forecaster.config.data.start is None:
+        raise InputError(
+            f"--interval: found times in {history.path} but no [Data] start in the run, expected both or none, for "
+            "intervals depend on the time of the week"
+        )
+    from lib.runs import intervals_for  # takes a second to load: it can train
+
+    return intervals_for(folder, VARIANTS)
+
+
+def say_what_was_read(forecaster: Forecaster, history: History, by_position: bool) -> None:
+    """Print how a file is understood."""
+    source = history.path
     if not history.has_times and history.start is not None:
         print(f"{source} has no times: its step 0 is taken for {history.start}, as in training")
     if by_position and history.sensors != forecaster.sensors:
@@ -85,15 +136,36 @@ def predict(
         print(f"the columns of {source} are taken by position: {pairs}{forecaster.sensors[-1]!r}")
     if not is_table(source) and forecaster.sensors != tuple(map(str, range(len(forecaster.sensors)))):
         print(f"{source} has no names: its sensors are taken in the run's order, {forecaster.sensors[0]} first")
+
+
+def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Namespace, max_gap: int) -> None:
+    """Read, forecast, write, and if asked score."""
+    source, output, evaluate = arguments.input, arguments.output, arguments.evaluate
+    horizon = forecaster.config.data.num_for_predict if evaluate else 0
+    # A gap longer than max_gap shows its length only with that many steps before the first input.
+    useful = None if arguments.until else forecaster.steps_useful
+    steps = None if useful is None else useful + max_gap + 1 + horizon
+    read = read_history(source, forecaster, steps, arguments.by_position, arguments.until)
+    history = read.until(max(0, len(read.flow) - horizon))
+    inputs, filled = model_inputs(history, forecaster.offsets, max_gap)
+    first, last = history.label(len(history.flow) - forecaster.steps_needed), history.label(len(history.flow) - 1)
+    print(f"{source}: the forecast needs {forecaster.steps_needed} steps before it: read {first} .. {last}")
+    say_what_was_read(forecaster, history, arguments.by_position)
     if filled:
         print(f"filled {filled} of {inputs.size} input values, in gaps of at most {max_gap} steps")
 
     outlook = outlook_of(forecaster, history)
     for note in outlook.notes:
         print(note)
+    half_widths = {}
+    if arguments.interval:
+        intervals = intervals_of(forecaster, folder, history)
+        imputed = None if outlook.imputed is None else outlook.imputed[None]
+        week = np.array([outlook.step_of_week])
+        half_widths = {level: intervals.half_width(week, level, imputed)[0] for level in arguments.interval}
     forecast = forecast_flow(forecaster, inputs, outlook)
     negative = np.count_nonzero(forecast < 0)
-    save_forecast(output, history, np.where(forecast <= 0, np.float32(0), forecast))
+    save_forecast(output, history, np.where(forecast <= 0, np.float32(0), forecast), half_widths)
     sensors, steps = forecast.shape
     first, last = history.label(len(history.flow)), history.label(len(history.flow) + steps - 1)
     print(f"wrote {output}: {sensors} sensors, {steps} steps, {first} .. {last}, in vehicles a step")
@@ -103,20 +175,56 @@ def predict(
 
     if evaluate:
         truth = read.flow[len(history.flow) :].T  # (N, P)
-        errors = score_observed(forecast, truth)
-        minutes = 60 / forecaster.config.data.points_per_hour
-        rows = {f"{step * minutes:g} min": row for step, row in enumerate(errors.by_horizon(), start=1)}
         print(f"\nScored on {np.isfinite(truth).sum()} values of {source}, in vehicles a step:\n")
-        print(table({**rows, "all": errors.overall()}, "horizon"))
+        print(score_lines(forecaster, forecast, truth))
+
+
+def score_lines(forecaster: Forecaster, forecast: NDArray[np.float32], truth: NDArray[np.floating]) -> str:
+    """Return a table of the errors by horizon of forecasts (N, P) or (B, N, P)."""
+    errors = score_observed(forecast, truth)
+    minutes = 60 / forecaster.config.data.points_per_hour
+    rows = {f"{step * minutes:g} min": row for step, row in enumerate(errors.by_horizon(), start=1)}
+    return table({**rows, "all": errors.overall()}, "horizon")
+
+
+def evaluate_days(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Namespace, max_gap: int) -> None:
+    """Forecast from each step of the last days, and write scores and page."""
+    from lib.report.backtest_page import save_backtest_page  # only a backtest needs pages
+    from lib.report.interval_tables import method_table
+
+    output, page, every = arguments.output, page_of(arguments.output), arguments.every or 1
+    history = read_history(arguments.input, forecaster, None, arguments.by_position, arguments.until)
+    intervals = intervals_of(forecaster, folder, history) if arguments.interval else None
+    test = backtest(
+        forecaster, history, arguments.days, every, max_gap, arguments.interval, intervals, arguments.interval_update
+    )
+    say_what_was_read(forecaster, history, arguments.by_position)
+    first, last = (history.label(int(test.label_starts[place])) for place in (0, -1))
+    print(f"{len(test.label_starts)} forecasts from {first} .. {last}, each from the steps before it alone")
+    if test.refused:
+        print(f"{test.refused} forecasts left out: gaps of more than {max_gap} steps among their inputs (--max-gap)")
+    scores = hourly_scores(test)
+    save_backtest(output, test, scores)
+    config = forecaster.config
+    title = f"Backtest: {config.variant.label} on {arguments.input.name}, {arguments.days} days to {last}"
+    save_backtest_page(page, title, test, scores, [f"sensor {name}" for name in history.sensors], forecaster.road_map)
+    known, measured = (int(np.isfinite(part).sum()) for part in (test.truth, test.measured))
+    imputed = f"; {known - measured} imputed values are left out" if known > measured else ""
+    print(f"\nScored on {measured} values of {arguments.input}, in vehicles a step{imputed}:\n")
+    print(score_lines(forecaster, test.forecast, test.measured))
+    if arguments.interval:
+        print(f"\nIntervals:\n\n{markdown_table(method_table(test.interval_scores()))}")
+    print("\nwrote", output, page, sep="\n  ")
 
 
 def main() -> None:
     """Load the run and forecast."""
     arguments = parse_arguments()
-    forecaster = load_forecaster(RunFolder(arguments.run.resolve()), VARIANTS, arguments.device)
+    folder = RunFolder(arguments.run.resolve())
+    forecaster = load_forecaster(folder, VARIANTS, arguments.device)
     hour = forecaster.config.data.points_per_hour
     max_gap = hour if arguments.max_gap is None else arguments.max_gap
-    predict(forecaster, arguments.input, arguments.output, max_gap, arguments.evaluate, arguments.by_position)
+    (evaluate_days if arguments.days else predict)(forecaster, folder, arguments, max_gap)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from lib.command_line import ScriptParser
 from lib.errors import run_script
 from lib.publishing import publish
+from lib.report.interval_tables import print_intervals
 from lib.report.page import make_report
 from lib.report.results import DAYS_DRAWN
 from lib.report.text_tables import print_results
@@ -59,6 +60,7 @@ def main() -> None:
         forecast_test_split(folder, VARIANTS)
     written = make_report(folder, config, arguments.sensors, arguments.days, arguments.first_day)
     print_results(folder.read_metrics(), config)
+    print_intervals(folder.read_interval_scores())
     print("\nwrote", *written, sep="\n  ")
 
 

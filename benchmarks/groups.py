@@ -1,5 +1,7 @@
 """The groups of measurements, each a function that yields one row after the other."""
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,7 @@ from benchmarks.workloads import (
     OwnName,
     Shape,
     Workload,
+    simulated_run,
     simulated_workload,
     step,
     synthetic_series,
@@ -48,6 +51,7 @@ from lib.data.prepared import prepare, save_prepared
 from lib.data.series import FLOW
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Windows
+from lib.files import REPOSITORY_ROOT
 from lib.training import evaluate
 from model.attention_blocks import AttentionBlocks
 
@@ -312,6 +316,28 @@ def evaluation(settings: Settings) -> Iterator[Comparison]:
         yield replace(row, what=f"{row.what}, all run", fast=seconds, extrapolated=("plain",), note=f"plain: {note}")
 
 
+def prediction(settings: Settings) -> Iterator[Comparison]:
+    """predict.py from its start to the written file, beside a process that loads PyTorch and the series alone."""
+    shape = settings.shapes[0]
+    with tempfile.TemporaryDirectory() as folder:
+        archive, run = simulated_run(shape, Path(folder))
+        predict = ["predict.py", "--run", str(run), "--input", str(archive), "--output", str(Path(folder) / "out.csv")]
+        least = ["-c", "import sys, numpy, torch; numpy.load(sys.argv[1])['data']", str(archive)]
+        functions = {"fast": partial(run_python, predict), "plain": partial(run_python, least)}
+        for function in functions.values():
+            function()
+        measured = times(functions, CPU, settings.repeats, settings.seconds)
+    note = "plain: loads PyTorch and the series, and forecasts nothing"
+    yield Comparison(
+        "predict.py", shape.name, shape.sensors, 1, "s", measured["fast"], measured["plain"], (), None, note
+    )
+
+
+def run_python(arguments: Sequence[str]) -> None:
+    """Run Python in a process of its own, in the repository's root, and check that it succeeds."""
+    subprocess.run([sys.executable, *arguments], cwd=REPOSITORY_ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
 def memory(settings: Settings) -> Iterator[Comparison]:
     """Peak memory of one step above the interpreter's own: of every kind for one shape, of training for the others.
 
@@ -366,6 +392,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Comparison] | Iterator[Limit]]] 
     "fine-tuning": fine_tuning,
     "rollout": forecast,
     "evaluation": evaluation,
+    "prediction": prediction,
     "memory": memory,
     "scaling": growing_network,
     "batch": growing_batch,

@@ -16,7 +16,8 @@ from benchmarks.limits import CLASSES, Limit
 from benchmarks.measure import Comparison
 from lib.devices import describe_device
 from lib.files import load_json, save_json, written_whole
-from lib.report.figures import COLOURS, label_powers, save_figure
+from lib.report.figures import label_powers, save_figure
+from lib.report.style import COLOURS
 
 # Of each unit: size, name, and the least figure that it is shown in; the first that fits.
 UNITS = {

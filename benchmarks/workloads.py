@@ -18,19 +18,22 @@ from torch import Tensor, nn
 from benchmarks.plain_model import PlainDTGLKNet
 from benchmarks.simulated import simulated_days, simulated_links
 from lib.checkpoints import load_tensors, save_tensors
-from lib.config import RuntimeConfig
+from lib.config import RuntimeConfig, load_config
 from lib.data.autoregression import autoregression_lags
 from lib.data.graphs import SensorGraphs, build_graphs
 from lib.data.nearest import nearest_sensors
 from lib.data.prepared import prepare
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Batch, Windows
+from lib.files import save_npz
 from lib.interface import Graphs, Inputs, Sizes
 from lib.losses import mean_loss
 from lib.precision import accelerate
+from lib.runs import start_run
 from model.dtg_lknet import DTGLKNet, PaperSettings
 from model.encoder import LARGE_KERNELS
 from model.residual import ResidualMLP, ResidualMLPSettings
+from model.variants import VARIANTS
 
 LINKS_PER_SENSOR = 1.1  # PEMS04 has 340 links between 307 sensors: a mean degree of 2.2
 NEIGHBOURS = 10  # of the similarity graph, as shipped
@@ -213,6 +216,48 @@ def simulated_workload(
     samples = gathered.batch(torch.arange(reach, reach + batch))
     inputs = samples.inputs
     return Workload(windows, sizes, graphs.tensors(), inputs.series, inputs.start, samples.target, device)
+
+
+def simulated_run(shape: Shape, folder: Path) -> tuple[Path, Path]:
+    """Write a simulated series, and a run of the residual MLP on it with its first weights; return both paths."""
+    archive, links, conf = (folder / f"{shape.name}.{ending}" for ending in ("npz", "csv", "conf"))
+    steps_per_hour = shape.windows.points_per_hour
+    flow = synthetic_series(shape.rows, shape.sensors, 1, 24 * steps_per_hour, SEED)
+    save_npz(archive, {"data": flow.astype(np.float32)}, compressed=True)
+    roads = synthetic_network(shape.sensors, SHIPPED_SIZES.channels, SEED).links.pairs
+    links.write_text("from,to,cost\n" + "".join(f"{first},{second},1\n" for first, second in roads))
+    conf.write_text(
+        f"""[Data]
+adj_filename = {links}
+graph_signal_matrix_filename = {archive}
+num_of_vertices = {shape.sensors}
+points_per_hour = {steps_per_hour}
+num_for_predict = {shape.windows.horizon}
+dataset_name = {shape.name}
+start = 2016-07-01
+
+[Training]
+batch_size = 32
+num_of_weeks = {shape.windows.weeks}
+num_of_days = {shape.windows.days}
+num_of_hours = {shape.windows.hours}
+epochs = 1
+fine_tune_epochs = 0
+learning_rate = 0.004
+dropout = 0
+kernel_size = 3
+num_layers = 1
+d_model = 32
+nb_head = 4
+
+[Model]
+variant = residual_mlp
+carry_profile = on
+"""
+    )
+    run = start_run(load_config(conf, VARIANTS), folder, "run")
+    run.trainer.save_best()
+    return archive, run.folder.path
 
 
 @lru_cache

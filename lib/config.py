@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lib.data.series import MISSING_WORDS, missing_rule
+from lib.data.windowing import WindowShape
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, printable
 from lib.ini import (
@@ -212,6 +213,19 @@ class Config:
     variant: Variant
     source: Path = field(compare=False)
     notices: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def windows(self) -> WindowShape:
+        """The shape of the windows."""
+        training, data = self.training, self.data
+        return WindowShape(
+            training.num_of_weeks,
+            training.num_of_days,
+            training.num_of_hours,
+            data.num_for_predict,
+            data.points_per_hour,
+            data.split == "windows",
+        )
 
     @property
     def sizes(self) -> Sizes:

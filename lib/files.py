@@ -160,13 +160,17 @@ def load_npy(path: Path, expected: str) -> NDArray[Any]:
 
 
 def load_npz(
-    path: Path, keys: tuple[str | tuple[str, ...], ...], large_on_disk: bool = False
+    path: Path,
+    keys: tuple[str | tuple[str, ...], ...],
+    optional: tuple[str, ...] = (),
+    large_on_disk: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Read the named arrays of an npz file, refusing pickled ones.
 
     Args:
         path: of the file.
         keys: names of the arrays; of several names in one place, the first that is there.
+        optional: names of arrays that may be missing.
         large_on_disk: whether large arrays are mapped into memory, where the system reads what is used of them, shares
             it with other processes, and forgets it where memory is short. Compressed ones are unpacked to a temporary
             file first. The mapped ones cannot be written to.
@@ -191,6 +195,7 @@ def load_npz(
                             f"{path}: found arrays {found}, expected {expected}{nearest(choice[0], names)}"
                         )
                     there.append(next(key for key in choice if key in names))
+                there += [key for key in optional if key in names]
                 return {key: _read_member(archive, key, path if large_on_disk else None) for key in there}
     except InputError:
         raise

@@ -1,9 +1,9 @@
 """Forecasting with a trained run, from its checkpoint alone and the last steps of a file."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config, DataConfig, parse_config
-from lib.data.imputed import causal_flags
-from lib.data.preparing import window_shape
+from lib.data.imputed import causal_flags, marked_flags
+from lib.data.prepared import MARKS, Prepared
 from lib.data.profile import DECAY, drift_of, historical_profile
 from lib.data.sensor_tables import check_sensor_count, grid_steps, is_table, read_table, start_time
 from lib.data.series import (
@@ -29,16 +30,19 @@ from lib.data.series import (
     read_start,
     refuse_negative,
 )
-from lib.data.windowing import Calendar, time_of_step
+from lib.data.windowing import Calendar, nearest_step, time_of_step
+from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu
 from lib.errors import InputError, nearest
 from lib.files import written_whole
 from lib.interface import Inputs, Variants
+from lib.intervals import bounds
 from lib.metrics import ForecastErrors
 from lib.numbers import number_text
 from lib.run_folder import BEST, RunFolder
 
 FAULTS_SHOWN = 5
+BATCH = 32  # forecasts computed at once
 PROFILE_DAYS = 14  # of a file, for a historical profile of its own
 HEADER = ("time", "sensor", "minutes_ahead", "forecast")
 
@@ -59,6 +63,7 @@ class Forecaster:
         named: whether the run had names.
         profile_week: (steps of a week, N), the historical profile, of a network that asks for it.
         device: where to compute.
+        road_map: latitude and longitude of the sensors (N, 2), and the pairs (E, 2) of linked ones; None if unknown.
     """
 
     path: Path
@@ -69,11 +74,12 @@ class Forecaster:
     named: bool
     profile_week: NDArray[np.float32] | None
     device: torch.device
+    road_map: tuple[NDArray[np.float64], NDArray[np.int64]] | None
 
     @property
     def offsets(self) -> NDArray[np.int64]:
         """Offsets of the input steps from the first step to forecast, (L,)."""
-        return window_shape(self.config).offsets
+        return self.config.windows.offsets
 
     @property
     def steps_needed(self) -> int:
@@ -105,7 +111,7 @@ def load_forecaster(folder: RunFolder, variants: Variants, device_name: str) -> 
     configure_cpu(config.runtime.threads)
     device = choose_device(device_name)
     model = restored(path, checkpoint, config).to(device).eval()
-    ids, profile_week = checkpoint["sensor_ids"], checkpoint["profile_week"]
+    ids, profile_week, kept = checkpoint["sensor_ids"], checkpoint["profile_week"], checkpoint["map"]
     return Forecaster(
         path,
         model,
@@ -115,6 +121,7 @@ def load_forecaster(folder: RunFolder, variants: Variants, device_name: str) -> 
         ids is not None,
         None if profile_week is None else profile_week.numpy(),
         device,
+        None if kept is None else (kept["positions"].numpy(), kept["links"].numpy()),
     )
 
 
@@ -146,6 +153,12 @@ class History:
     points_per_hour: int
     marks: NDArray[np.bool_] | None = None
 
+    @property
+    def calendar(self) -> Calendar:
+        """Where in the week the steps of `flow` lie; where no time is known, the file's first step begins a week."""
+        of_file = Calendar.starting(self.start, self.points_per_hour)
+        return Calendar(of_file.steps_per_day, of_file.step_of_week(self.first_step))
+
     def label(self, index: int) -> str:
         """Return the time of a step, by its index into `flow` or beyond, or its number where no time is known."""
         step = self.first_step + index
@@ -156,14 +169,18 @@ class History:
         return replace(self, flow=self.flow[:end], marks=None if self.marks is None else self.marks[:end])
 
 
-def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_position: bool = False) -> History:
+def read_history(
+    path: Path, forecaster: Forecaster, steps: int | None, by_position: bool = False, until: str | None = None
+) -> History:
     """Read the last steps of a PEMS npz archive or a sensor table, or all where there are fewer, or steps is None.
 
     The columns of a table are found by the names of the forecaster's sensors, with `by_position` by their order; an
     archive has no names. Steps that are absent from a table are gaps, and so is what [Data] missing of the run says.
+    With `until` the steps from that time on are left out, and no check looks at them.
 
     Raises:
-        InputError: the file is not as it should be, or its sensors are not those of the forecaster.
+        InputError: the file is not as it should be, or its sensors are not those of the forecaster, or there is nothing
+            before that time, or no data up to it.
     """
     data, sensors = forecaster.config.data, forecaster.sensors
     if not is_table(path):
@@ -174,7 +191,8 @@ def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_posit
         marks = None if marks is None else marks[first:]
         start = read_start(path)
         has_times, start = start is not None, start or data.start
-        return _checked(History(path, flow, sensors, first, start, has_times, data.points_per_hour, marks), data)
+        history = History(path, flow, sensors, first, start, has_times, data.points_per_hour, marks)
+        return _checked(_before(history, until), data)
 
     table = read_table(path)
     if by_position:
@@ -186,8 +204,31 @@ def read_history(path: Path, forecaster: Forecaster, steps: int | None, by_posit
     kept = step_of_row >= first
     flow = np.full((int(step_of_row[-1]) + 1 - first, data.num_of_vertices), np.nan)
     flow[step_of_row[kept] - first] = table.values[kept][:, columns]
-    start = start_time(table, data.points_per_hour)
-    return _checked(History(path, flow, sensors, first, start, True, data.points_per_hour), data)
+    history = History(path, flow, sensors, first, start_time(table, data.points_per_hour), True, data.points_per_hour)
+    return _checked(_before(history, until), data)
+
+
+def _before(history: History, until: str | None) -> History:
+    """Return the steps of a history before a local time, such as 2018-03-05 08:00; all of them without one.
+
+    Raises:
+        InputError: the text is no such time, the times of the history are not known, or it ends before.
+    """
+    if until is None:
+        return history
+    try:
+        time = datetime.fromisoformat(until)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is not None:
+        raise InputError(f"--until: found {until!r}, expected a local time such as '2018-03-05 08:00'")
+    if history.start is None:
+        raise InputError(f"--until: found {until!r}, but neither {history.path} nor the run says when it begins")
+    end = int(nearest_step((time - history.start) / timedelta(hours=1) * history.points_per_hour)) - history.first_step
+    if not 0 < end <= len(history.flow):
+        span = f"{history.label(1)} to {history.label(len(history.flow))}"
+        raise InputError(f"--until: found {until!r}, expected a time from {span}, where {history.path} ends")
+    return history.until(end)
 
 
 def _checked(history: History, data: DataConfig) -> History:
@@ -291,10 +332,9 @@ class Outlook:
 
 def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
     """Return what a run's network asks for of the steps after a history, by the same rules as in training."""
-    config, horizon = forecaster.config, forecaster.config.data.num_for_predict
-    calendar = Calendar.starting(history.start, config.data.points_per_hour)
+    config, horizon, calendar = forecaster.config, forecaster.config.data.num_for_predict, history.calendar
     length, week = len(history.flow), calendar.steps_per_week
-    step_of_week = calendar.step_of_week(history.first_step + length)
+    step_of_week = calendar.step_of_week(length)
     notes = []
     profile = imputed = last_week = drift = None
     filled_in = None  # (T, N), which values of the history were
@@ -316,11 +356,13 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
                 last_week = fill_gaps(history.flow[-(week + calendar.steps_per_day) :], length)[steps]
                 notes.append(f"imputed sensors: {last.sum()} of {len(last)} repeat last week and are forecast by it")
     if (profile_week := forecaster.profile_week) is not None:
-        profile = profile_week[(calendar.step_of_week(history.first_step) + np.arange(length + horizon)) % week]
+        hours = config.training.num_of_hours * config.data.points_per_hour
+        since = 0 if config.needs.drift else length - hours  # only the drift looks further back
+        profile = profile_week[calendar.step_of_week(np.arange(since, length + horizon))]
         if config.needs.carried_profile:
             days = length // calendar.steps_per_day
             if days >= PROFILE_DAYS:
-                profile = _carried_profile(forecaster, history, calendar)
+                profile = _carried_profile(forecaster, history, since)
                 notes.append(f"historical profile of the {days} days before the forecast")
             else:
                 notes.append(
@@ -330,16 +372,16 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
         if config.needs.drift:
             residual = history.flow.astype(np.float32) - profile[:length]
             drift = drift_of(residual, calendar.steps_per_day, filled_in)[-1]
-        profile = profile[-(config.training.num_of_hours * config.data.points_per_hour + horizon) :]
+        profile = profile[-(hours + horizon) :]
     return Outlook(step_of_week, profile, imputed, last_week, drift, tuple(notes))
 
 
-def _carried_profile(forecaster: Forecaster, history: History, calendar: Calendar) -> NDArray[np.float32]:
-    """Return the historical profile (T + P, N) by the days of a history (T, N), as training carries it on."""
+def _carried_profile(forecaster: Forecaster, history: History, since: int) -> NDArray[np.float32]:
+    """Return the historical profile by the days of a history (T, N), as training carries it on: (T - since + P, N)."""
     unknown = np.full((forecaster.config.data.num_for_predict, history.flow.shape[1]), np.nan)
     flow = np.concatenate([history.flow, unknown]).astype(np.float32)
-    shifted = Calendar(calendar.steps_per_day, calendar.step_of_week(history.first_step))
-    return historical_profile(flow, len(history.flow), shifted, forecaster.scaling.middle, DECAY).series
+    middle = forecaster.scaling.middle
+    return historical_profile(flow, len(history.flow), history.calendar, middle, DECAY, since).series
 
 
 @torch.no_grad()
@@ -375,25 +417,106 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
     return forecast
 
 
-def score_observed(forecast: NDArray[np.float32], truth: NDArray[np.float64]) -> ForecastErrors:
-    """Return the errors of a forecast (N, P) by horizon, over the sensors whose truth (N, P) is not NaN."""
-    errors = ForecastErrors.zero(truth.shape[1])
-    errors.update(torch.from_numpy(forecast)[None], torch.from_numpy(truth)[None])
+def forecasts_from(
+    forecaster: Forecaster, history: History, label_starts: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Return the forecasts (B, N, P) from many steps of a history, and which sensors were imputed then, (B, N).
+
+    Each is that of `forecast_flow` from the steps before its label start alone: gaps, profile and imputed sensors are
+    as they were known then. The flags are None where the network does not ask for them.
+
+    Args:
+        forecaster: the run.
+        history: from the file's first step on.
+        label_starts: (B,), the first steps to forecast, as indices into the history.
+    """
+    config, horizon, calendar = forecaster.config, forecaster.config.data.num_for_predict, history.calendar
+    flow = history.flow.astype(np.float32)
+    length, day = len(flow), calendar.steps_per_day
+    missing = np.isnan(flow)
+    filled = fill_gaps(history.flow, length).astype(np.float32) if missing.any() else flow
+    minimum, maximum = (np.array([limit]) for limit in (forecaster.scaling.minimum, forecaster.scaling.maximum))
+    splits, gaps = {"train": np.array([length])}, missing if missing.any() else None
+    made_from = {} if history.marks is None else {MARKS: "of the file"}
+    prepared = Prepared(filled, forecaster.offsets, splits, minimum, maximum, made_from, gaps)
+    filled_in, looked_from = None, calendar.steps_per_week + day  # `outlook_of` looks for no imputed values before
+    imputed = np.zeros((length + 1, flow.shape[1]), dtype=np.bool_)
+    if config.needs.imputed and history.marks is not None:
+        filled_in, looked_from = history.marks & ~missing, 0
+        imputed = marked_flags(filled_in)
+    elif config.needs.imputed:
+        flags = causal_flags(flow, calendar)
+        filled_in, imputed[looked_from:] = flags[:-1], flags[looked_from:]
+
+    def drift(profile: NDArray[np.float32]) -> NDArray[np.float32]:
+        early, later = (drift_of(flow - profile, day, known) for known in (None, filled_in))
+        return np.concatenate([early[:looked_from], later[looked_from:]])
+
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float32] | None]] = [(label_starts, None)]
+    if forecaster.profile_week is not None:
+        of_week = forecaster.profile_week[calendar.step_of_week(np.arange(length))]
+        parts = [(label_starts, of_week)]
+        if config.needs.carried_profile:
+            own = historical_profile(flow, length, calendar, forecaster.scaling.middle, DECAY).series
+            early = label_starts < PROFILE_DAYS * day
+            parts = [(label_starts[early], of_week), (label_starts[~early], own)]
+    forecasts = []
+    bar = tqdm(total=len(label_starts), desc="forecasts", unit="forecast", leave=False, disable=None)
+    with bar, torch.no_grad():
+        for starts, profile in parts:
+            windows = Windows(
+                prepared,
+                horizon,
+                calendar,
+                forecaster.device,
+                profile=profile,
+                imputed=imputed if config.needs.imputed else None,
+                hours=config.training.num_of_hours,
+                drift=drift(profile) if config.needs.drift and profile is not None else None,
+            )
+            for batch in windows.batches(starts, BATCH):
+                forecasts.append(forecaster.scaling.to_raw(forecaster.model(batch.inputs)).float().cpu().numpy())
+                bar.update(len(batch))
+    return np.concatenate(forecasts), imputed[label_starts] if config.needs.imputed else None
+
+
+def refused_starts(
+    history: History, offsets: NDArray[np.int64], label_starts: NDArray[np.int64], max_gap: int
+) -> NDArray[np.bool_]:
+    """Return from which label starts (B,) `model_inputs` would refuse to forecast, for a gap among the inputs."""
+    refused = np.zeros(len(label_starts), dtype=np.bool_)
+    long = {(first, end) for _, first, end in find_gaps(history.flow) if end - first > max_gap}
+    for first, end in long:
+        too_long = np.minimum(end, label_starts) - first > max_gap  # what is known of it by then
+        inputs = label_starts[:, None] + offsets
+        refused |= too_long & ((inputs >= first) & (inputs < end)).any(axis=1)
+    return refused
+
+
+def score_observed(forecast: NDArray[np.float32], truth: NDArray[Any]) -> ForecastErrors:
+    """Return the errors of forecasts (N, P) or (B, N, P) by horizon, over what is not NaN of the truth alike."""
+    errors = ForecastErrors.zero(truth.shape[-1])
+    shape = (-1, *truth.shape[-2:])
+    errors.update(torch.from_numpy(forecast).reshape(shape), torch.from_numpy(truth).reshape(shape))
     return errors
 
 
-def save_forecast(path: Path, history: History, forecast: NDArray[np.float32]) -> None:
-    """Write the forecast (N, P) of the steps after a history as CSV, a row for each step and sensor.
+def save_forecast(
+    path: Path, history: History, forecast: NDArray[np.float32], half_widths: Mapping[float, NDArray[np.float32]]
+) -> None:
+    """Write the forecast (N, P), at least 0, of the steps after a history as CSV, a row for each step and sensor.
 
     The columns are `time` (the number of the step where no time is known), `sensor`, `minutes_ahead` of the
-    history's last step, and `forecast` in vehicles a step.
+    history's last step, `forecast`, and for each level of `half_widths` (N, P) the bounds of the interval, such as
+    `lower_0.8` and `upper_0.8`; all in vehicles a step.
     """
+    columns = [forecast, *(bound for width in half_widths.values() for bound in bounds(forecast, width))]
+    names = [f"{end}_{level:g}" for level in half_widths for end in ("lower", "upper")]
     with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
-        writer.writerow(HEADER)
-        for step, flows in enumerate(forecast.T):
+        writer.writerow((*HEADER, *names))
+        for step, flows in enumerate(zip(*(column.T for column in columns), strict=True)):
             time = history.label(len(history.flow) + step)
             minutes = f"{60 * (step + 1) / history.points_per_hour:g}"
-            writer.writerows(
-                (time, name, minutes, number_text(flow)) for name, flow in zip(history.sensors, flows, strict=True)
-            )
+            for name, *values in zip(history.sensors, *flows, strict=True):
+                writer.writerow((time, name, minutes, *map(number_text, values)))

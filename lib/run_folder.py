@@ -17,6 +17,7 @@ from lib.config import Config, load_config
 from lib.errors import InputError, nearest
 from lib.files import REPOSITORY_ROOT, load_json, load_npz, reason, save_json, save_npz, written_whole
 from lib.interface import Variants
+from lib.intervals import LEVELS, Intervals
 from lib.metrics import SCORES
 
 EXPERIMENTS = REPOSITORY_ROOT / "experiments"
@@ -85,6 +86,16 @@ class RunFolder:
     def predictions(self) -> Path:
         """Forecasts and targets of the test split."""
         return self.path / "predictions.npz"
+
+    @property
+    def intervals(self) -> Path:
+        """What prediction intervals are made with."""
+        return self.path / "intervals.npz"
+
+    @property
+    def interval_scores(self) -> Path:
+        """What these intervals are worth on the test split."""
+        return self.path / "intervals.json"
 
     @property
     def patch_positions(self) -> Path:
@@ -206,6 +217,47 @@ class RunFolder:
             InputError: the file is missing or damaged.
         """
         return load_npz(self.predictions, ("forecast", "target", "label_starts"))
+
+    def save_intervals(self, intervals: Intervals, scores: Mapping[str, Any]) -> None:
+        """Write intervals.npz, the attributes of `Intervals`; and intervals.json, their scores on the test split."""
+        arrays: dict[str, NDArray[Any]] = {"spread": intervals.spread, "quantiles": intervals.quantiles}
+        if intervals.imputed_quantiles is not None:
+            arrays["imputed_quantiles"] = intervals.imputed_quantiles
+        save_json(self.interval_scores, scores)
+        made_from = np.array(json.dumps(intervals.made_from))
+        save_npz(self.intervals, {**arrays, "made_from": made_from}, compressed=True)
+
+    def read_intervals(self) -> Intervals:
+        """Return what prediction intervals are made with.
+
+        Raises:
+            InputError: the file is missing or damaged, or its arrays do not fit together.
+        """
+        arrays = load_npz(self.intervals, ("spread", "quantiles", "made_from"), optional=("imputed_quantiles",))
+        try:
+            made_from = {str(key): str(value) for key, value in json.loads(str(arrays.pop("made_from"))).items()}
+        except (AttributeError, ValueError):
+            raise InputError(f"{self.intervals} made_from: found a damaged text, expected a file of run.py") from None
+        sensors, horizon = arrays["spread"].shape[1:], arrays["quantiles"].shape[2:]
+        for name, array in arrays.items():
+            expected = array.shape[:1] + sensors if name == "spread" else (len(LEVELS), *sensors, *horizon)
+            if array.dtype != np.float32 or array.ndim != len(expected) or array.shape != expected or not array.size:
+                raise InputError(
+                    f"{self.intervals} {name}: found type {array.dtype} and shape {array.shape}, expected a file of "
+                    "this version of run.py"
+                )
+        return Intervals(**arrays, made_from=made_from)
+
+    def read_interval_scores(self) -> dict[str, Any] | None:
+        """Return what the intervals are worth on the test split; None for a run that has none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not self.interval_scores.exists():
+            return None
+        scores: dict[str, Any] = load_json(self.interval_scores)
+        return scores
 
 
 def forecasts_scored(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lib.baselines import score_baselines, targets
+from lib.calibration import RULES, calibrate_run
 from lib.checkpoints import CARRIED, load_checkpoint, load_tensors, restored, save_checkpoint
 from lib.config import FILE_SETTINGS, Config, parse_config
 from lib.data.autoregression import graph_autoregression
-from lib.data.imputed import causal_flags, marked_flags
 from lib.data.prepared import Prepared, padded_label_starts
 from lib.data.preparing import (
     calendar_for,
@@ -35,9 +35,10 @@ from lib.devices import choose_device, configure_cpu, describe_device, peak_memo
 from lib.distributed import ONE_PROCESS, Processes
 from lib.errors import InputError
 from lib.event_log import EventLog
-from lib.files import fingerprint_arrays, save_npz, scratch
+from lib.files import fingerprint, fingerprint_arrays, save_npz, scratch
 from lib.ini import read_sections
 from lib.interface import Encoder, Graphs, Neighbours, Variants
+from lib.intervals import Intervals
 from lib.metrics import metrics_content
 from lib.numbers import number_text
 from lib.precision import accelerate, in_precision
@@ -295,13 +296,7 @@ def imputed_for(config: Config, prepared: Prepared) -> NDArray[np.bool_] | None:
     """Return which sensors are imputed at each step (T + 1, N), where the network asks and any is."""
     if not config.needs.imputed:
         return None
-    if prepared.marked:
-        return None if prepared.imputed is None else marked_flags(prepared.imputed)
-    rows, sensors = prepared.flow.shape
-    flags = scratch((rows + 1, sensors), np.bool_)
-    for block, part in prepared.in_blocks():
-        flags[:, block] = causal_flags(part.observed, calendar_for(config))
-    return flags if flags.any() else None
+    return prepared.imputed_flags(calendar_for(config))
 
 
 def _filled_in(prepared: Prepared, imputed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -424,7 +419,7 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
     Of several processes the first alone does so; the others share its forecasts, and return nothing.
     """
     trainer, prepared, config = run.trainer, run.prepared, run.config
-    tested = trainer.test()
+    tested, validated = trainer.test(), trainer.test("val").forecast
     if not trainer.processes.first:
         return {}
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
@@ -452,6 +447,8 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         "baselines": {name: metrics_content(*errors) for name, errors in baselines.items()},
     }
     run.folder.save_predictions(tested.forecast, targets(prepared, starts, horizon), starts)
+    assert validated is not None
+    _save_intervals(run.folder, config, prepared, {"val": validated, "test": tested.forecast})
     if config.variant.has_encoder and cast(Encoder, trainer.model).deformable:
         _save_patch_positions(run.folder, trainer.model, trainer.windows, starts)
     run.folder.save_metrics(metrics)
@@ -460,6 +457,52 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
 
 def _fingerprint_of_targets(prepared: Prepared, horizon: int) -> str:
     return fingerprint_arrays(prepared.truth, prepared.label_starts["test"], np.array(horizon))
+
+
+def _save_intervals(
+    folder: RunFolder, config: Config, prepared: Prepared, forecasts: Mapping[str, NDArray[np.float32]]
+) -> Intervals | None:
+    """Make and write the prediction intervals of a run; none where too few values are known for the levels scored."""
+    try:
+        intervals, scores = calibrate_run(
+            prepared, forecasts, calendar_for(config), imputed_for(config, prepared), fingerprint(folder.best)
+        )
+    except InputError as error:
+        print(f"prediction intervals left out: {error}")
+        return None
+    folder.save_intervals(intervals, scores)
+    return intervals
+
+
+def intervals_for(folder: RunFolder, variants: Variants) -> Intervals:
+    """Return the prediction intervals of a run, from their file where that is of its weights, else made anew.
+
+    Raises:
+        InputError: they are missing or stale and cannot be made: the run's data are not there, or have changed.
+    """
+    path, made_from = folder.intervals, {"rules": RULES, "checkpoint": fingerprint(folder.best)}
+    found = f"{path} is missing"
+    if path.exists():
+        intervals = folder.read_intervals()
+        if intervals.made_from == made_from:
+            return intervals
+        found = f"{path} is stale: other weights or an earlier version made it"
+    try:
+        run = open_run(folder, variants, "auto")
+        print(f"{found}: making it")
+        batch_size = run.config.runtime.micro_batch or run.config.training.batch_size
+        forecasts = {}
+        for split in ("val", "test"):
+            starts = run.prepared.label_starts[split]
+            evaluation = evaluate(run.model, run.windows, starts, batch_size, split, keep_forecast=True)
+            assert evaluation.forecast is not None
+            forecasts[split] = evaluation.forecast
+    except InputError as error:
+        raise InputError(f"{found}, and cannot be made without the data of the run: {error}") from None
+    made = _save_intervals(folder, run.config, run.prepared, forecasts)
+    if made is None:
+        raise InputError(f"{found}, and cannot be made, expected a run with more validation samples")
+    return made
 
 
 @torch.no_grad()

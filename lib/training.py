@@ -432,14 +432,12 @@ class Trainer:
     def _content(self) -> dict[str, Any]:
         return {**self.extra, "weights": self.model.state_dict(), "progress": asdict(self.progress)}
 
-    def test(self) -> Evaluation:
-        """Score the best weights on the test split, keeping the forecasts."""
+    def test(self, split: str = "test") -> Evaluation:
+        """Score the best weights on a split, keeping the forecasts."""
         self._load_best()
-        starts = self.label_starts["test"]
+        starts = self.label_starts[split]
         at_once, loss, processes = self.micro_batch, self.config.loss, self.processes
-        return evaluate(
-            self.model, self.windows, starts, at_once, "test", loss, keep_forecast=True, processes=processes
-        )
+        return evaluate(self.model, self.windows, starts, at_once, split, loss, keep_forecast=True, processes=processes)
 
     def _load_best(self) -> None:
         """Give the model the best weights, in all processes those that the first has written."""

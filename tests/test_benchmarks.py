@@ -277,8 +277,10 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
         measured_peaks.append((kind, name, workload.series.shape, workload.sizes))
         return 2**20 * workload.series.numel()
 
+    predicted = []
     monkeypatch.setattr("benchmarks.groups.peak_memory", fake_peak)
     monkeypatch.setattr("benchmarks.report.LEAST_GROWN", 7)
+    monkeypatch.setattr("benchmarks.groups.run_python", predicted.append)  # a process takes seconds to load PyTorch
     run.measure(tiny_settings(), GROUPS, tmp_path, "machine")
     groups = load_json(tmp_path / "machine.json")["groups"]
     assert groups.keys() == GROUPS.keys()
@@ -312,6 +314,7 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     assert len(set(measured_peaks)) == len(measured_peaks)  # the plain network's too, once for both rows beside it
 
+    assert [command[0] for command in predicted] == ["predict.py", "-c", "predict.py", "-c", "-c", "predict.py"]
     limits = groups["limits"]["limits"]
     assert [row["what"] for row in limits] == [f"{kind}, 1 layer" for kind in KINDS]
     for row in limits:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lib.baselines import BASELINES
 from lib.data.imputed import FLAG_SHARE, causal_flags, imputed_values
 from lib.data.prepared import prepare
-from lib.data.preparing import calendar_for, prepared_for, window_shape
+from lib.data.preparing import calendar_for, prepared_for
 from lib.data.profile import HistoricalProfile
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Windows
@@ -380,7 +380,7 @@ def test_what_comes_after_changes_no_forecast_of_a_marked_series(tmp_path: Path)
     kept = {"version": "any", "marks": "of the series"}
     forecasts = []
     for values, said in ((data, marks), (other, other_marks)):
-        prepared = prepare(values, window_shape(run.config), kept, "interpolate", marks=said)
+        prepared = prepare(values, run.config.windows, kept, "interpolate", marks=said)
         prepared = replace(prepared, minimum=run.prepared.minimum, maximum=run.prepared.maximum)
         windows = windows_for(run.config, prepared, CPU, profile_for(run.config, prepared))
         with torch.no_grad():

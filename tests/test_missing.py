@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lib.checkpoints import load_checkpoint
 from lib.config import Config
 from lib.data.prepared import Prepared, load_prepared, prepare, save_prepared
-from lib.data.preparing import make_prepared, prepared_for, window_shape
+from lib.data.preparing import make_prepared, prepared_for
 from lib.data.sensor_tables import read_table, regular_series
 from lib.data.series import fill_gaps, last_observed, missing_rule, next_observed
 from lib.data.windowing import Calendar, WindowShape
@@ -485,8 +485,7 @@ def test_prepare_data_reports_the_counts(
     flow[100:110, 3] = 0
     path = make_dataset(np.where(missing, np.nan, flow)[:, :, None])
     left_out = [
-        sum(missing[t0 : t0 + HORIZON].sum() for t0 in starts)
-        for starts in window_shape(load(path)).split(ROWS).values()
+        sum(missing[t0 : t0 + HORIZON].sum() for t0 in starts) for starts in load(path).windows.split(ROWS).values()
     ]
     parts = f"{left_out[0]} of training, {left_out[1]} of validation, {left_out[2]} of test"
     expected = [

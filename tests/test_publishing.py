@@ -62,7 +62,7 @@ def test_a_run_is_published_without_its_machine_and_its_data(
     names = {path.name for path in target.iterdir()}
     assert names == {
         *("settings.ini", "environment.json", "log.jsonl", "best.pt", "metrics.json", "metrics.csv"),
-        *("example.npz", "SHA256SUMS"),
+        *("example.npz", "SHA256SUMS", "intervals.npz", "intervals.json"),
     }
     published, before = RunFolder(target), load_checkpoint(run.folder.best)
     kept = load_checkpoint(published.best)

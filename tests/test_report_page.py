@@ -3,11 +3,13 @@
 import json
 import shutil
 import subprocess
+from base64 import b64decode
 from dataclasses import replace
 from datetime import datetime, timedelta
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +106,7 @@ def test_the_page_can_be_read_by_all(page: str, run: RunFolder) -> None:
     assert parsed.named("noscript")
     assert "hidden" in next(item for item in parsed.named("div") if item.get("id") == "explorer")
     controls = [*parsed.named("select"), *parsed.named("input")]
-    assert page.count("<label>") == len(controls) == 1 + 3 + 1  # sensor, series, time
+    assert page.count("<label>") == len(controls) == 1 + 3 + 1 + 1  # sensor, series, interval, time
 
 
 def test_settings_environment_and_results_are_on_the_page(page: str, results: Results) -> None:
@@ -168,20 +170,45 @@ def test_no_text_ends_the_embedded_data(results: Results, monkeypatch: pytest.Mo
     assert json.loads(parsed.scripts[0])["unit"] == "flow (</script><script>alert(1)//)"
 
 
+def unpacked(data: dict[str, Any]) -> list[list[list[int | None]]]:
+    """Return the numbers of each sensor and series as the page's script reads them."""
+    found = []
+    for text in data["packed"]:
+        codes, code, shift = [], 0, 0
+        for byte in b64decode(text):
+            code, shift = code + ((byte & 127) << shift), shift + 7
+            if byte < 128:
+                codes.append(code)
+                code, shift = 0, 0
+        series: list[list[int | None]] = []
+        for length in data["lengths"]:
+            steps = [code // 2 if code % 2 else -(code // 2) for code in codes[:length]]
+            sums = np.cumsum(steps).tolist()
+            series.append([total if code else None for code, total in zip(codes, sums, strict=False)][:length])
+            codes = codes[length:]
+        assert not codes
+        found.append(series)
+    return found
+
+
 def test_the_embedded_forecasts_are_the_saved_ones(page: str, results: Results) -> None:
     data = json.loads(Elements(page).scripts[0])
     assert [entry["name"] for entry in data["series"]] == ["truth", "30 min ahead", "180 min ahead"]
     assert data["sensors"] == [0, 1, 2, 3, 4]
+    width = results.half_width(0.8, slice(0, data["steps"]))
+    assert width is not None
     tolerance = 0.5 / data["scale"] + 1e-4
     assert tolerance < 0.06
     samples = data["steps"]
     assert samples == min(2 * 48, len(results.label_starts))
-    for sensor, values in enumerate(data["values"]):
+    for sensor, values in enumerate(unpacked(data)):
         truth = np.array(values[0]) / data["scale"]
         np.testing.assert_allclose(truth, results.target[:samples, sensor, 0], atol=tolerance)
         for series, horizon in ((1, 1), (2, 6)):
             ahead, offset = np.array(values[series]) / data["scale"], data["series"][series]["offset"]
             of_samples = slice(0, len(ahead))
+            band = np.array(values[data["series"][series]["band"]]) / data["scale"]
+            np.testing.assert_allclose(band, width[of_samples, sensor, horizon - 1], atol=tolerance)
             np.testing.assert_allclose(ahead, results.forecast[of_samples, sensor, horizon - 1], atol=tolerance)
             # It is drawn against the truth of the step that it is of.
             np.testing.assert_allclose(truth[offset:], results.target[of_samples, sensor, horizon - 1], atol=tolerance)
@@ -189,7 +216,7 @@ def test_the_embedded_forecasts_are_the_saved_ones(page: str, results: Results) 
     assert np.datetime64(int(data["first_minute"]), "m") == minutes
 
 
-@pytest.mark.parametrize(("values", "sensors"), [(10**6, [0, 1, 2, 3, 4]), (96 * 3 * 3, [0, 2, 4]), (1, [0])])
+@pytest.mark.parametrize(("values", "sensors"), [(10**6, [0, 1, 2, 3, 4]), (96 * 5 * 3, [0, 2, 4]), (1, [0])])
 def test_a_page_of_many_sensors_stays_small(
     values: int, sensors: list[int], results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +235,7 @@ def test_a_page_of_many_sensors_stays_small(
 
 @pytest.mark.parametrize("factor", [0.0, 1e-3, 1.0, 1e5])
 def test_four_digits_are_kept_whatever_the_unit(factor: float, results: Results) -> None:
-    scaled = replace(results, forecast=factor * results.forecast, target=factor * results.target)
+    scaled = replace(results, forecast=factor * results.forecast, target=factor * results.target, intervals=None)
     content = forecasts_embedded(scaled, 1, 0)
     whole = np.concatenate([np.ravel(series) for values in content["values"] for series in values])
     assert np.abs(whole).max() <= 9999
@@ -349,7 +376,8 @@ def drawn_curves(dom: str) -> tuple[str | None, list[np.ndarray]]:
     """Return the sensor drawn, and its curves (points, 2) from the lower left corner of the drawing."""
     parsed = Elements(dom)
     drawing = next(item for item in parsed.named("svg") if item.get("id") == "drawing")
-    curves = [str(path["d"])[1:].split("L") for path in parsed.named("path")]
+    lines = [path for path in parsed.named("path") if "band" not in str(path["class"])]
+    curves = [str(path["d"])[1:].split("L") for path in lines]
     points = [np.array([point.split() for point in curve], dtype=float) for curve in curves]
     return drawing.get("data-sensor"), [np.array([0, 350]) + curve * (1, -1) for curve in points]
 
@@ -363,7 +391,8 @@ def test_a_browser_draws_the_sensor_that_is_picked(run: RunFolder, page: str, re
     # The page lets no other script run, so this one stands in a copy without its policy.
     meta = page[page.index("<meta http-equiv") :].split("\n")[0]
     pick = """<script>
-      const box = document.querySelectorAll("#explorer input[type=checkbox]")[1];
+      const box = document.querySelectorAll("#explorer input[name=curve]")[1];
+      band.checked = false;
       box.checked = false;
       picker.value = "3";
       picker.dispatchEvent(new Event("input"));

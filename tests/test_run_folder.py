@@ -30,6 +30,7 @@ def test_a_run_explains_itself(make_dataset: DatasetMaker, tmp_path: Path) -> No
     assert written == figures | {
         *("settings.ini", "environment.json", "log.jsonl", "last.pt", "best.pt"),
         *("metrics.json", "metrics.csv", "predictions.npz", "patch_positions.npz", "report.html"),
+        *("intervals.npz", "intervals.json"),
     }
     assert folder.read_config(VARIANTS) == config
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lib.data.imputed import LEAST_SHARE, imputed_values
+from lib.data.imputed import LEAST_SHARE, causal_flags, imputed_values, marked_flags
 from lib.data.series import (
     CHUNK_ROWS,
     FLOW,
@@ -74,6 +74,19 @@ class Prepared:
     def marked(self) -> bool:
         """Whether the series says itself which values are imputed."""
         return MARKS in self.made_from
+
+    def imputed_flags(self, calendar: Calendar) -> NDArray[np.bool_] | None:
+        """Return which sensors are imputed at each step t0 and the one after the last, by what came before: (T + 1, N).
+
+        By the marks of the series, or by repeats of the week before; None where none ever is.
+        """
+        if self.marked:
+            return None if self.imputed is None else marked_flags(self.imputed)
+        rows, sensors = self.flow.shape
+        flags = scratch((rows + 1, sensors), np.bool_)
+        for block, part in self.in_blocks():
+            flags[:, block] = causal_flags(part.observed, calendar)
+        return flags if flags.any() else None
 
     @property
     def observed(self) -> NDArray[np.float32]:
@@ -263,7 +276,7 @@ def load_prepared(path: Path) -> Prepared:
     """
     starts = tuple(f"label_starts_{split}" for split in SPLITS)
     layout = {"flow": "f2", "offsets": "i1", **dict.fromkeys(starts, "i1"), "minimum": "f1", "maximum": "f1"}
-    arrays = load_npz(path, (*layout, "made_from"), large_on_disk=True)
+    arrays = load_npz(path, (*layout, "made_from"), optional=MASKS, large_on_disk=True)
     for name, kind_and_axes in layout.items():
         array = arrays[name]
         if f"{array.dtype.kind}{array.ndim}" != kind_and_axes or not array.size:
@@ -277,9 +290,7 @@ def load_prepared(path: Path) -> Prepared:
         made_from = {str(key): str(value) for key, value in json.loads(str(arrays["made_from"])).items()}
     except (AttributeError, ValueError):
         raise InputError(f"{path} made_from: found a damaged text, expected a file of PrepareData.py") from None
-    with zipfile.ZipFile(path) as archive:
-        there = tuple(name for name in MASKS if f"{name}.npy" in archive.namelist())
-    masks = load_npz(path, there, large_on_disk=True)
+    masks = {name: arrays[name] for name in MASKS if name in arrays}
     for name, mask in masks.items():
         if mask.dtype != np.bool_ or mask.shape != arrays["flow"].shape:
             found = f"found type {mask.dtype} and shape {mask.shape}"

@@ -32,7 +32,7 @@ from lib.data.positions import read_positions
 from lib.data.prepared import MARKS, Prepared, load_prepared, materialize, prepare, save_prepared
 from lib.data.sensor_tables import check_sensor_count, is_table, read_table, regular_series, sensor_columns
 from lib.data.series import MARKS_ARRAY, has_array, read_marks, read_series, read_start
-from lib.data.windowing import Calendar, WindowShape, nearest_time, time_of_step
+from lib.data.windowing import Calendar, nearest_time, time_of_step
 from lib.devices import choose_device
 from lib.errors import InputError
 from lib.files import check_unused, check_writable, fingerprint, fingerprint_arrays, load_npz, save_npz
@@ -40,19 +40,6 @@ from lib.files import check_unused, check_writable, fingerprint, fingerprint_arr
 MATRIX_SENSORS = 1000  # of more, only the distances are computed that the rule of the similarity graph asks for
 SECONDS_KEPT = 30  # between two writes of how far a search for the nearest has come
 PREPARED_VERSION = "3"  # of the rules by which prepared files are made
-
-
-def window_shape(config: Config) -> WindowShape:
-    """Return the shape of the windows that a configuration asks for."""
-    training, data = config.training, config.data
-    return WindowShape(
-        training.num_of_weeks,
-        training.num_of_days,
-        training.num_of_hours,
-        data.num_for_predict,
-        data.points_per_hour,
-        data.split == "windows",
-    )
 
 
 def calendar_for(config: Config) -> Calendar:
@@ -180,7 +167,7 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     marks = read_marks(source, series.shape[:2])
     try:
         missing, names = config.data.missing, step_namer(config)
-        prepared = prepare(series, window_shape(config), made_from(config), missing, sensors, marks, names)
+        prepared = prepare(series, config.windows, made_from(config), missing, sensors, marks, names)
     except InputError as error:
         raise InputError(f"{source} data: {error}") from None
     if materialized is not None and (prepared.missing is not None or np.isnan(series).any()):

@@ -30,7 +30,7 @@ class HistoricalProfile:
 
     Attributes:
         week: (steps of a week, N), by all days that were counted: for all that comes after them.
-        series: (T, N), for the steps of the series, each by the days before.
+        series: (T, N), for the steps of the series, each by the days before; or only for the last ones.
     """
 
     week: NDArray[np.float32]
@@ -38,7 +38,7 @@ class HistoricalProfile:
 
 
 def historical_profile(
-    flow: NDArray[np.float32], rows: int, calendar: Calendar, first_day: float, decay: float = 0.0
+    flow: NDArray[np.float32], rows: int, calendar: Calendar, first_day: float, decay: float = 0.0, since: int = 0
 ) -> HistoricalProfile:
     """Return the mean flow at each step's time of day on past days, where days of the same kind weigh most.
 
@@ -55,6 +55,7 @@ def historical_profile(
         calendar: of the series.
         first_day: the profile where there is no past, as on the first day.
         decay: the share of its weight that a day loses with every further day.
+        since: the row from which on the profile is asked for; `series` begins there.
     """
     counted = flow[:rows]
     steps_per_day, sensors = calendar.steps_per_day, flow.shape[1]
@@ -81,7 +82,8 @@ def historical_profile(
     a_day_before = mean_so_far()  # without the last day, some of whose steps are less than a day before
     for first in range(0, len(counted), steps_per_day):
         block = slice(first, min(first + steps_per_day, len(counted)))
-        series[block] = average(steps[block], a_day_before)
+        if block.stop > since:
+            series[block] = average(steps[block], a_day_before)
         a_day_before = mean_so_far()
         if decay:
             total *= 1 - decay
@@ -92,9 +94,9 @@ def historical_profile(
         total[day, step] += value[before:][: len(day)]  # no step comes twice within a day
         count[day, step] += there[before:][: len(day)]
     week = average(np.arange(calendar.steps_per_week), mean_so_far())
-    for row in range(len(counted), len(flow), CHUNK_ROWS):
+    for row in range(max(len(counted), since), len(flow), CHUNK_ROWS):
         series[row : row + CHUNK_ROWS] = week[steps[row : row + CHUNK_ROWS]]
-    return HistoricalProfile(week, series)
+    return HistoricalProfile(week, series[since:])
 
 
 def drift_of(

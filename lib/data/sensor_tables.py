@@ -1,4 +1,9 @@
-"""Sensor tables: text, Parquet and HDF5 files whose first column is the time, and each other column a sensor."""
+"""Sensor tables: text, Parquet and HDF5 files whose first column is the time, and each other column a sensor.
+
+pandas is loaded only where a table is read: it takes half a second, and archives do not need it.
+"""
+
+from __future__ import annotations
 
 import csv
 import gzip
@@ -10,15 +15,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from lib.data.pandas_hdf import read_frame
 from lib.data.windowing import STEP_TOLERANCE, nearest_step, time_of_step
 from lib.errors import InputError
 from lib.files import reason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 PARQUET, HDF = ".parquet", (".h5", ".hdf5")
@@ -243,6 +250,8 @@ def _text_header(path: Path) -> tuple[list[str], str]:
 
 
 def _read_text(path: Path, columns: int, separator: str) -> pd.DataFrame:
+    import pandas as pd
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a first row longer than the header
@@ -264,6 +273,10 @@ def _read_text(path: Path, columns: int, separator: str) -> pd.DataFrame:
 
 
 def _read_frame(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    from lib.data.pandas_hdf import read_frame
+
     is_parquet = path.suffix.lower() == PARQUET
     try:
         frame = pd.read_parquet(path) if is_parquet else read_frame(path)
@@ -307,7 +320,9 @@ def _times(path: Path, rows: NDArray[np.int64], cells: Sequence[object]) -> NDAr
     return np.array(times, dtype="datetime64[us]")
 
 
-def _numbers(path: Path, rows: NDArray[np.int64], column: "pd.Series[float]", sensor: str) -> NDArray[np.float64]:
+def _numbers(path: Path, rows: NDArray[np.int64], column: pd.Series[float], sensor: str) -> NDArray[np.float64]:
+    import pandas as pd
+
     is_numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     texts_or_numbers = column if is_numeric else column.astype(str)  # pandas has numbers for True and for times
     numbers = pd.to_numeric(texts_or_numbers, errors="coerce").to_numpy(np.float64, na_value=np.nan)

@@ -26,16 +26,15 @@ from scipy.spatial.distance import cdist, squareform
 from lib.data.graphs import hop_distances
 from lib.errors import InputError
 from lib.files import reason, written_whole
+from lib.intervals import bounds
 from lib.metrics import Scores
+from lib.report.style import COLOURS, HORIZONS
 
 # Names come from data, and Matplotlib would read two `$` in one as a formula. So formulas are off in all figures.
 matplotlib.rcParams["text.parse_math"] = False
 
-# Okabe and Ito's palette, whose colours differ in brightness as well as in hue; black is for the truth.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^vDPX*"
 DPI = 150  # of PNG files
-HORIZONS = (1, 6, 12)  # steps ahead that a forecast is drawn for
 LAYOUT_ITERATIONS = 100
 PLACED_BY_ALL, PIVOTS = 1500, 200  # sensors of a map
 NAMED_SENSORS = 100  # a map of more names those of greatest error only
@@ -237,8 +236,10 @@ def forecast_against_truth(
     unit: str,
     minutes_per_step: float,
     start: datetime | None,
+    half_width: NDArray[np.float32] | None = None,
+    band: str = "",
 ) -> Figure:
-    """Draw what was forecast for one sensor, `HORIZONS` steps ahead, against what came.
+    """Draw what was forecast for one sensor, `HORIZONS` steps ahead, against what came, and an interval of the middle.
 
     Args:
         forecast, target: (samples, P), raw units; horizons beyond P are left out.
@@ -247,6 +248,8 @@ def forecast_against_truth(
         unit: of the flow.
         minutes_per_step: length of a time step.
         start: time of the series' first step; None labels the axis in hours.
+        half_width: (samples, P), by which intervals reach to both sides of the forecasts; None: there are none.
+        band: what the interval is called.
     """
     figure, axes = new_figure(9.0, 4.0)
 
@@ -263,6 +266,10 @@ def forecast_against_truth(
         axes.plot(
             times(label_starts[horizon - 1 :]), forecast[:known, horizon - 1], color=colour, linewidth=0.9, label=name
         )
+        if half_width is not None and horizon == ahead[len(ahead) // 2]:
+            lower, upper = bounds(forecast[:known, horizon - 1], half_width[:known, horizon - 1])
+            of_steps = times(label_starts[horizon - 1 :])
+            axes.fill_between(of_steps, lower, upper, color=colour, alpha=0.2, linewidth=0, label=f"{band}, {name}")
     if start is None:
         axes.set_xlabel("time since the first step (h)")
     else:
@@ -270,7 +277,7 @@ def forecast_against_truth(
         axes.set_xlabel("local time")
     axes.set_ylabel(f"flow ({unit})")
     axes.set_title(title)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
     return figure
 
 

@@ -18,20 +18,13 @@ from lib.data.dtw import Nearest
 from lib.data.graphs import Links, adjacency_matrix, graph_centre, hop_distances, hops_to_nearest, topology_mask
 from lib.data.positions import plane
 from lib.data.prepared import Prepared
-from lib.data.preparing import (
-    calendar_for,
-    distance_of,
-    links_for,
-    origin,
-    positions_for,
-    prepared_of,
-    window_shape,
-)
+from lib.data.preparing import calendar_for, distance_of, links_for, origin, positions_for, prepared_of
 from lib.data.profile import historical_profile
 from lib.data.windowing import nearest_time, time_of_step
 from lib.errors import InputError
-from lib.files import load_npz
+from lib.files import fingerprint, load_npz
 from lib.interface import Encoder, Graphs, Neighbours
+from lib.intervals import SCORED_LEVELS, Intervals
 from lib.metrics import absolute_errors, mean_or_nan
 from lib.report.figures import (
     clustered_order,
@@ -47,12 +40,12 @@ from lib.report.figures import (
     road_layout,
     training_curve,
 )
+from lib.report.style import TIME_FORMAT
 from lib.report.text_tables import flow_unit
 from lib.run_folder import RunFolder, forecasts_scored
 
 DAYS_DRAWN = 2
 SENSORS_DRAWN = 1000  # a matrix of more would have several in a dot; those about the centre of the roads are drawn
-TIME_FORMAT = "%a %d %b %Y %H:%M"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +60,7 @@ class Results:
         forecast, target: (samples, N, P), raw units; targets that are missing are NaN.
         label_starts: (samples,), consecutive.
         checkpoint: content of best.pt.
+        intervals: what prediction intervals are made with; None where the run has none of its weights.
     """
 
     folder: RunFolder
@@ -77,6 +71,7 @@ class Results:
     target: NDArray[np.float32]
     label_starts: NDArray[np.int64]
     checkpoint: Mapping[str, Any]
+    intervals: Intervals | None = None
 
     @property
     def unit(self) -> str:
@@ -114,6 +109,23 @@ class Results:
             return f"{step * self.minutes / 60:g} h"
         return f"{time_of_step(self.start, step, self.config.data.points_per_hour):{TIME_FORMAT}}"
 
+    def half_width(self, level: float, samples: slice) -> NDArray[np.float32] | None:
+        """Return by how much intervals reach to both sides of the forecasts of some samples, (samples, N, P).
+
+        None where the run has no intervals, or none at that level, or where its series is not there and its network
+        asks which sensors are imputed.
+        """
+        if self.intervals is None:
+            return None
+        starts, calendar = self.label_starts[samples], calendar_for(self.config)
+        try:
+            imputed = None
+            if self.config.needs.imputed and (flags := _own_prepared(self).imputed_flags(calendar)) is not None:
+                imputed = flags[starts]
+            return self.intervals.half_width(calendar.step_of_week(starts), level, imputed)
+        except InputError:
+            return None
+
     def days(self, days: int, first_day: int) -> slice:
         """Return the samples of so many days of the test split, from that one on.
 
@@ -137,6 +149,9 @@ def load_results(folder: RunFolder, config: Config) -> Results:
     """
     metrics = folder.read_metrics()
     predictions = folder.read_predictions()
+    intervals = folder.read_intervals() if folder.intervals.exists() else None
+    if intervals is not None and intervals.made_from.get("checkpoint") != fingerprint(folder.best):
+        intervals = None
     expected = (len(predictions["label_starts"]), config.data.num_of_vertices, config.data.num_for_predict)
     for name in ("forecast", "target"):
         place = f"{folder.predictions} {name}"
@@ -147,7 +162,10 @@ def load_results(folder: RunFolder, config: Config) -> Results:
             wrong &= ~np.isnan(predictions[name])
         if wrong.any():
             raise InputError(f"{place}: found values that are not finite, expected numbers only")
-    return Results(folder, config, metrics, folder.read_log(), **predictions, checkpoint=load_checkpoint(folder.best))
+    checkpoint = load_checkpoint(folder.best)
+    return Results(
+        folder, config, metrics, folder.read_log(), **predictions, checkpoint=checkpoint, intervals=intervals
+    )
 
 
 def mae_by_time_of_day(
@@ -194,6 +212,8 @@ def make_figures(
         if not 0 <= sensor < number:
             raise InputError(f"--sensors: found {sensor}, expected positions 0..{number - 1}")
 
+    half_width = results.half_width(SCORED_LEVELS[0], drawn)
+
     def forecast_of(sensor: int) -> Figure:
         return forecast_against_truth(
             results.forecast[drawn, sensor],
@@ -203,6 +223,8 @@ def make_figures(
             unit,
             minutes,
             start,
+            None if half_width is None else half_width[:, sensor],
+            f"{SCORED_LEVELS[0]:.0%} interval",
         )
 
     by_horizon = {name: scores["by_horizon"] for name, scores in forecasts_scored(results.metrics).items()}
@@ -366,7 +388,7 @@ def _patch_displacement(results: Results) -> Figure | None:
     if not network.deformable:
         return None
     positions = load_npz(results.folder.patch_positions, ("mean", "low", "high"))
-    segments = [name for name, _ in window_shape(results.config).segments]
+    segments = [name for name, _ in results.config.windows.segments]
     return patch_displacement(**positions, first_step=network.first_step, segments=segments)
 
 
