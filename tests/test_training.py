@@ -383,7 +383,7 @@ def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read as a checkpoint of tensors and plain values"):
         load_checkpoint(path)
     torch.save({"format": 0}, path)
-    with pytest.raises(InputError, match="found checkpoint format 0, expected 2"):
+    with pytest.raises(InputError, match="found checkpoint format 0, expected 3"):
         load_checkpoint(path)
 
 
