@@ -207,7 +207,8 @@ def evaluate_days(forecaster: Forecaster, folder: RunFolder, arguments: argparse
     save_backtest(output, test, scores)
     config = forecaster.config
     title = f"Backtest: {config.variant.label} on {arguments.input.name}, {arguments.days} days to {last}"
-    save_backtest_page(page, title, test, scores, [f"sensor {name}" for name in history.sensors], forecaster.road_map)
+    names = [f"sensor {name}" for name in history.sensors]
+    save_backtest_page(page, title, test, scores, names, forecaster.road_map)
     known, measured = (int(np.isfinite(part).sum()) for part in (test.truth, test.measured))
     imputed = f"; {known - measured} imputed values are left out" if known > measured else ""
     print(f"\nScored on {measured} values of {arguments.input}, in vehicles a step{imputed}:\n")

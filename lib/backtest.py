@@ -127,9 +127,10 @@ def backtest(
         raise InputError(f"{history.path}: found a gap of more than {max_gap} steps (--max-gap) before every forecast")
     forecast, imputed = forecasts_from(forecaster, history, starts)
     flow = history.flow.astype(np.float32)
-    filled_in = imputed_values(flow, calendar)  # by all of the file: no forecast may know
-    if not (filled_in.mean(axis=0) > LEAST_SHARE).any():
-        filled_in[:] = False
+    filled_in = history.marks
+    if filled_in is None:
+        filled_in = imputed_values(flow, calendar)  # by all of the file: no forecast may know
+        filled_in &= (filled_in.mean(axis=0) > LEAST_SHARE).any()
     targets = starts[:, None] + np.arange(horizon)
     truth = np.ascontiguousarray(flow[targets].transpose(0, 2, 1))
     measured = np.where(filled_in[targets].transpose(0, 2, 1), np.float32(np.nan), truth)

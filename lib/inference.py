@@ -437,16 +437,19 @@ def forecasts_from(
     filled = fill_gaps(history.flow, length).astype(np.float32) if missing.any() else flow
     minimum, maximum = (np.array([limit]) for limit in (forecaster.scaling.minimum, forecaster.scaling.maximum))
     splits, gaps = {"train": np.array([length])}, missing if missing.any() else None
-    made_from = {} if history.marks is None else {MARKS: "of the file"}
+    made_from = {} if history.marks is None else {MARKS: str(history.path)}
     prepared = Prepared(filled, forecaster.offsets, splits, minimum, maximum, made_from, gaps)
-    filled_in, looked_from = None, calendar.steps_per_week + day  # `outlook_of` looks for no imputed values before
-    imputed = np.zeros((length + 1, flow.shape[1]), dtype=np.bool_)
+    # What `outlook_of` says of imputed sensors, at all steps: which are, and which values of the past were.
+    flags = filled_in = None
+    looked_from = 0
     if config.needs.imputed and history.marks is not None:
-        filled_in, looked_from = history.marks & ~missing, 0
-        imputed = marked_flags(filled_in)
+        filled_in = history.marks & ~missing
+        flags = marked_flags(filled_in)
     elif config.needs.imputed:
+        looked_from = calendar.steps_per_week + day  # it looks for none so early
         flags = causal_flags(flow, calendar)
-        filled_in, imputed[looked_from:] = flags[:-1], flags[looked_from:]
+        filled_in = flags[:-1].copy()
+        flags[:looked_from] = False
 
     def drift(profile: NDArray[np.float32]) -> NDArray[np.float32]:
         early, later = (drift_of(flow - profile, day, known) for known in (None, filled_in))
@@ -470,14 +473,14 @@ def forecasts_from(
                 calendar,
                 forecaster.device,
                 profile=profile,
-                imputed=imputed if config.needs.imputed else None,
+                imputed=flags,
                 hours=config.training.num_of_hours,
                 drift=drift(profile) if config.needs.drift and profile is not None else None,
             )
             for batch in windows.batches(starts, BATCH):
                 forecasts.append(forecaster.scaling.to_raw(forecaster.model(batch.inputs)).float().cpu().numpy())
                 bar.update(len(batch))
-    return np.concatenate(forecasts), imputed[label_starts] if config.needs.imputed else None
+    return np.concatenate(forecasts), None if flags is None else flags[label_starts]
 
 
 def refused_starts(

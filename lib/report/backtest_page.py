@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.backtest import Backtest, HourlyScores
-from lib.data.windowing import nearest_time, time_of_step
+from lib.data.windowing import nearest_time
 from lib.files import written_whole
 from lib.inference import score_observed
 from lib.intervals import HOURS
-from lib.metrics import absolute_errors, mean_or_nan
 from lib.numbers import number_text
 from lib.report.explorer import EXPLORER_SCRIPT, EXPLORER_STYLE, Curve, embedded, explorer
 from lib.report.html import document, html_table, score_table
@@ -25,8 +24,8 @@ from lib.report.interval_tables import (
     method_table,
     worst_rows,
 )
-from lib.report.map import MAP_SCRIPT, MAP_STYLE, Layer, every_shown, forecast_layers
-from lib.report.style import HORIZONS, TIME_FORMAT
+from lib.report.map import MAP_SCRIPT, MAP_STYLE, Layer, every_shown, forecast_layers, map_section
+from lib.report.style import HORIZONS
 
 VALUES_EMBEDDED = 3 * 2**20  # at most, mostly of a byte each: the page stays below about 5 MB
 LARGEST_VALUE = 999  # that a number is embedded as: whole vehicles for a busy road
@@ -42,16 +41,11 @@ BACKTEST_STYLE = "".join(
 )
 
 
-RoadMap = tuple[NDArray[np.float64], NDArray[np.int64]]  # positions and links, as `map_section` takes them
+RoadMap = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def save_backtest_page(
-    path: Path,
-    title: str,
-    test: Backtest,
-    scores: HourlyScores,
-    names: Sequence[str],
-    road_map: RoadMap | None = None,
+    path: Path, title: str, test: Backtest, scores: HourlyScores, names: Sequence[str], road_map: RoadMap | None = None
 ) -> None:
     """Write the page of a backtest.
 
@@ -61,7 +55,7 @@ def save_backtest_page(
         test: the backtest.
         scores: of it.
         names: (N,) of the sensors.
-        road_map: where they stand, for a map.
+        road_map: latitude and longitude (N, 2) of the sensors, and the pairs (E, 2) of linked ones; None if unknown.
     """
     text = backtest_page(title, test, scores, names, road_map)
     with written_whole(path) as partial:
@@ -76,29 +70,14 @@ def backtest_page(
     sections = {
         "Results": _results(test, scores, names, unit),
         "Forecast against truth": _explorer(test, scores, names, unit),
+        "Map": "" if road_map is None else map_section(*road_map, names, _layers(test, scores, unit)),
         "Prediction intervals": _intervals(test, names, unit),
         "By sensor": _by_sensor(scores, names),
     }
     style, script = EXPLORER_STYLE + BACKTEST_STYLE, EXPLORER_SCRIPT
-    if road_map is not None:
+    if sections["Map"]:
         style, script = style + MAP_STYLE, script + MAP_SCRIPT
     return document(title, sections, style, script)
-
-
-def _map_layers(test: Backtest, unit: str) -> list[Layer]:
-    number, sensors, horizon = test.forecast.shape
-    hour = max(1, test.history.points_per_hour // test.every)
-    shown = slice(None, None, every_shown(number, hour, sensors))
-    start, rate, steps = test.history.start, test.history.points_per_hour, test.label_starts[shown].tolist()
-    times = [test.history.label(step) for step in steps]
-    if start is not None:
-        first = test.history.first_step
-        times = [f"{time_of_step(start, first + step, rate):{TIME_FORMAT}}" for step in steps]
-    usual = test.profile[test.targets[shown]].transpose(0, 2, 1)
-    ahead = f"the next {horizon * _minutes(test):g} min"
-    error = mean_or_nan(*absolute_errors(test.forecast, test.measured, (0, 2)))
-    whole = Layer("error (MAE), all days", unit, error[None], ["all days"])
-    return [whole, *forecast_layers(test.forecast[shown], test.measured[shown], usual, times, ahead, unit)]
 
 
 def _minutes(test: Backtest) -> float:
@@ -167,6 +146,17 @@ def _worst(test: Backtest, scores: HourlyScores, names: Sequence[str]) -> list[t
         numbers = (number_text(values[row], DECIMALS) for values in (errors, usual))
         found.append((f"{_day(test, day)}, {hour:02d} h", *numbers, worst))
     return found
+
+
+def _layers(test: Backtest, scores: HourlyScores, unit: str) -> list[Layer]:
+    """Return what the stations of the map are coloured by: errors, forecasts, and how far these are from usual."""
+    rate, sensors, horizon = test.history.points_per_hour, test.forecast.shape[1], test.forecast.shape[2]
+    samples = slice(None, None, max(1, every_shown(len(test.label_starts) * test.every, rate, sensors) // test.every))
+    times = [test.history.label(int(start)) for start in test.label_starts[samples]]
+    usual = test.profile[test.targets[samples]].transpose(0, 2, 1)
+    ahead = f"the next {horizon * _minutes(test):g} min"
+    whole = Layer("error (MAE), all days", unit, scores.of_all(scores.mae, 0)[None], ["all days"])
+    return [whole, *forecast_layers(test.forecast[samples], test.measured[samples], usual, times, ahead, unit)]
 
 
 def _by_sensor(scores: HourlyScores, names: Sequence[str]) -> str:

@@ -92,8 +92,8 @@ def page_of(results: Results, figures: Sequence[Path], days: int, first_day: int
     sections = {
         "Results": _results(results),
         "Forecast against truth": _explorer(results, days, first_day),
-        "Prediction intervals": _intervals(results),
         "Map": _map(results, days, first_day),
+        "Prediction intervals": _intervals(results),
         "Figures": "".join(_figure(path) for path in figures),
         "Training": _training(results.history),
         "Settings": f"<pre>{escape(results.config.to_ini())}</pre>",
