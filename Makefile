@@ -3,7 +3,6 @@ PYTHON ?= python3
 # For the very versions that were tested, CUDA's libraries included: make env REQUIREMENTS=requirements.lock
 REQUIREMENTS := requirements.txt requirements-dev.txt
 BIN := .venv/bin
-RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 CONFIG := configurations/DEMO.conf
 DEVICE := cpu
 
@@ -16,12 +15,14 @@ env: .venv/complete
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(REQUIREMENTS:%=-r %)
 	touch $@
 
+# Trains the strong baseline and the network with large kernels. Called again, it goes on where it stopped.
 demo: env
 	$(BIN)/python PrepareData.py --config $(CONFIG)
 	$(BIN)/python create_dtw.py --config $(CONFIG)
-	$(BIN)/python run.py --config $(CONFIG) --seed 1 --name $(RUN)
-	$(BIN)/python erf_conv.py --run experiments/DEMO/$(RUN)
-	$(BIN)/python report.py --run experiments/DEMO/$(RUN)
+	$(BIN)/python run.py --config $(CONFIG) --recipe stid_demo residual_demo --seed 1
+	$(BIN)/python erf_conv.py --run experiments/DEMO/residual_demo-seed1
+	$(BIN)/python compare.py --runs experiments/DEMO/stid_demo-seed1 experiments/DEMO/residual_demo-seed1 \
+		--output experiments/DEMO/comparison
 
 test: env
 	$(BIN)/python -m pytest --cov=lib --cov=model --cov-report=term
