@@ -36,7 +36,7 @@ from lib.runs import finish_run, open_run, resume_run, start_run
 from lib.training import evaluate
 from model.variants import VARIANTS
 from tests.conftest import Call, DatasetMaker, load, tiny_series, write_dataset
-from tests.test_report_page import BROWSER, Elements, opened_in_browser
+from tests.test_report_page import BROWSER, Elements, opened_in_browser, unpacked
 from tests.test_training import assert_same_runs, kill_in_step
 
 HORIZON, SENSORS, ROWS = 3, 5, 384
@@ -426,7 +426,7 @@ def test_figures_and_page_of_a_run_with_a_silent_sensor(
 
     data = json.loads(parsed.scripts[0], parse_constant=refused)  # JSON has neither NaN nor Infinity
     steps = data["steps"]
-    for sensor, (truth, *ahead) in enumerate(data["values"]):
+    for sensor, (truth, *ahead) in enumerate(unpacked(data)):
         missing = np.isnan(results.target[:steps, sensor, 0])
         assert [value is None for value in truth] == missing.tolist()
         assert not any(None in series for series in ahead)
@@ -440,7 +440,7 @@ def test_a_browser_breaks_the_curve_where_the_truth_is_missing(runs: dict[str, R
     path = tmp_path / "page.html"
     path.write_text(page_of(results, [], 1, 0))
     dom = opened_in_browser(path, tmp_path / "profile")
-    curve = str(Elements(dom).named("path")[0]["d"])
+    curve = next(str(path["d"]) for path in Elements(dom).named("path") if path["class"] == "series0")
     pieces = [piece.split("L") for piece in curve.removeprefix("M").split("M")]
     assert [len(piece) for piece in pieces] == [4, 2, 12, 48 - 31]
     assert pieces[1][0] == pieces[1][1]
