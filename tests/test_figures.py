@@ -331,6 +331,21 @@ def test_linked_sensors_of_a_path_are_nearer_than_unlinked_ones(order: list[int]
     np.testing.assert_allclose(distance[together], hops[together], atol=1e-2)  # a path can be drawn to scale
 
 
+def test_a_large_component_is_placed_to_scale_by_some_of_its_sensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib.report.figures.PLACED_BY_ALL", 100)
+    monkeypatch.setattr("lib.report.figures.PIVOTS", 40)
+    side = 16  # a grid of streets, of which two dimensions can show the shape
+    place = np.arange(side * side).reshape(side, side)
+    streets = [(place[:, :-1], place[:, 1:]), (place[:-1], place[1:])]
+    links = [pair for ends in streets for pair in zip(*(end.ravel().tolist() for end in ends), strict=True)]
+    positions = road_layout(adjacency_of(side * side, links))
+    far, wide = positions.max(axis=0) - positions.min(axis=0)
+    assert 0.8 < far / wide < 1.25
+    apart, hops = spans(positions), hop_distances(adjacency_of(side * side, links))
+    assert np.corrcoef(apart[hops > 0], hops[hops > 0])[0, 1] > 0.9
+    assert 0.7 < apart[hops > 0].mean() / hops[hops > 0].mean() < 1.3
+
+
 def test_components_stand_apart_and_leaves_do_not_coincide() -> None:
     star = [(0, leaf) for leaf in range(1, 7)]
     ring = [(7 + place, 7 + (place + 1) % 5) for place in range(5)]

@@ -352,6 +352,7 @@ def _place_component(adjacency: csr_array) -> NDArray[np.float64]:
     if pivots is not None:
         values, vectors = np.linalg.eigh(scalars @ scalars.T)
         scaled = scalars.T @ vectors[:, -1:-3:-1]
+        scaled /= np.sqrt(np.linalg.norm(scaled, axis=0))  # as long as roads are, and not as their squares
         # To scale: as far from the pivots as the roads are long, but for what two dimensions cannot show.
         scaled *= np.sqrt((hops**2).mean() / (cdist(scaled[pivots], scaled) ** 2).mean())
         placed: NDArray[np.float64] = scaled - scaled.min(axis=0)

@@ -361,7 +361,7 @@ def _graph_matrices(results: Results) -> Figure:
             hops = hops_to_nearest(adjacency, np.array([graph_centre(adjacency)]))
             shown = np.argsort(hops, kind="stable")
         shown = np.sort(shown[:SENSORS_DRAWN])
-        among = f", {len(shown)} of {number} sensors"
+        among = f",\n{len(shown)} of {number} sensors"
     try:
         distance = _own_distance(results)[np.ix_(shown, shown)]
         orders[f"DTW clusters{among}"] = clustered_order(distance)
