@@ -135,8 +135,7 @@ def main() -> None:
         if arguments.settings:
             print(settings_table(VARIANTS), end="")
         elif arguments.resume:
-            run = resume_run(RunFolder(arguments.resume.resolve()), VARIANTS, arguments.device, processes)
-            train(run, arguments)
+            train(resume_run(RunFolder(arguments.resume.resolve()), VARIANTS, arguments.device, processes), arguments)
         else:
             start(arguments, processes)
 

@@ -5,6 +5,7 @@ summed over the processes, so that one step is that of one process with the whol
 nothing here does anything.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -279,6 +280,9 @@ def joined_processes() -> Iterator[Processes]:
     except BaseException as error:
         _end_all(store, rank, error)
         raise
+    # Networks that shared their gradients hold the group, and are in cycles. Its threads have to end before the
+    # interpreter does, which otherwise may abort.
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -69,7 +69,7 @@ def test_no_table_rounds_errors_of_a_small_flow_away(unit: float, tmp_path: Path
 def test_a_forecast_comes_through_its_file_in_any_unit(tmp_path: Path) -> None:
     forecast = np.geomspace(1e-9, 1e5, 12, dtype=np.float32).reshape(4, 3)
     history = History(tmp_path, np.zeros((2, 4)), tuple("abcd"), 5, None, False, 12)
-    save_forecast(tmp_path / "out.csv", history, forecast)
+    save_forecast(tmp_path / "out.csv", history, forecast, {})
     with (tmp_path / "out.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["time"] for row in rows[::4]] == ["7", "8", "9"]

@@ -109,7 +109,7 @@ def test_every_recipe_with_runs_has_its_row(experiments: tuple[Path, Path]) -> N
     folder = root / "TINY"
     assert sorted(collection.left_out) == [
         OTHER,
-        "residual-of-the-ini: Model.carry_profile off, not as in TINY.conf with recipe residual",
+        "residual-of-the-ini: Model.patch_len 0, not as in TINY.conf with recipe residual_demo",
         "stid-large: Training.d_model 64, not as in TINY.conf with recipe stid",
         "stid-of-the-ini: Training.num_layers 1, not as in TINY.conf with recipe stid_demo",
         "stid-rounded: Runtime.precision bf16, not as in TINY.conf with recipe stid",
