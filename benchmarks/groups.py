@@ -15,12 +15,14 @@ from fastdtw import fastdtw
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.limits import Limit, large_copy, large_product, operator_seconds, shares_by_class, work
+from benchmarks.counts import KERNELS_ON_H100, TRAFFIC_ON_H100, work_by_part
+from benchmarks.limits import Limit, Work, large_copy, large_product, operator_seconds, shares_by_class, work
 from benchmarks.measure import Comparison, Figure, Unit, checked, figure, largest_difference, timed, times
 from benchmarks.memory import peak_memory, release_memory
 from benchmarks.plain_dtw import dtw_distance
 from benchmarks.plain_model import gradients_as_plain
 from benchmarks.plain_windows import prepare_windows, save_windows
+from benchmarks.report import quantity
 from benchmarks.simulated import simulated_days, simulated_links
 from benchmarks.workloads import (
     KINDS,
@@ -90,6 +92,7 @@ class Settings:
         large_sensors: the N at which graphs, the nearest by DTW and steps of this project alone are measured.
         growing_sensors, growing_sizes: the N that cost is measured against at batch 1, and the network's sizes there.
         growing_batches: the batch sizes that cost is measured against.
+        counted_batches: the batch sizes at which calls of operators are counted.
         memory_limit: in bytes; where the plain network would need more, it is not measured.
         plain_samples: samples that the plain preparation is timed on.
         plain_pairs: pairs of sensors that plain DTW and fastdtw are timed on.
@@ -108,6 +111,7 @@ class Settings:
     growing_sensors: tuple[int, ...] = (100, 200, 400, 800, 1600, 3000)
     growing_sizes: NetworkSizes = ONE_LAYER
     growing_batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    counted_batches: tuple[int, ...] = (4, 16)
     large_sensors: tuple[int, ...] = (100, 300, 1000, 3000, 8600, 10000)
     memory_limit: float = 16 * GIBIBYTE
     plain_samples: int = 128
@@ -132,6 +136,7 @@ def quick(settings: Settings) -> Settings:
         evaluation_batch=1,
         growing_sensors=(100, 200, 400),
         growing_batches=(1, 2),
+        counted_batches=(1,),
         large_sensors=(100, 1100),
         plain_samples=16,
         plain_pairs=2,
@@ -385,6 +390,14 @@ def limits(settings: Settings) -> Iterator[Limit]:
         yield measure_limit(kind, case, settings)
 
 
+def counts(settings: Settings) -> Iterator[Comparison]:
+    """Calls of operators and bytes of every step, of both networks: exact, with no GPU and nothing computed."""
+    case = Case.of(settings.evaluated, settings)
+    for batch in settings.counted_batches:
+        for kind in KINDS:
+            yield from count_step(kind, replace(case, batch=batch))
+
+
 GROUPS: dict[str, Callable[[Settings], Iterator[Comparison] | Iterator[Limit]]] = {
     "prepare": preparation,
     "dtw": dtw,
@@ -398,6 +411,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Comparison] | Iterator[Limit]]] 
     "batch": growing_batch,
     "large": large_networks,
     "limits": limits,
+    "counts": counts,
 }
 
 
@@ -587,3 +601,21 @@ def measure_limit(kind: Kind, case: Case, settings: Settings) -> Limit:
         sum(seconds.values()),
         shares_by_class(seconds),
     )
+
+
+def count_step(kind: Kind, case: Case) -> Iterator[Comparison]:
+    """Count the calls and the traffic of one step of both networks; the note says what each part of ours has."""
+    workload = case.workload(CPU)
+    batch = workload.batch()
+    fast, plain = (work_by_part(kind, network, batch) for network in (workload.network(), workload.plain_network()))
+
+    def row(what: str, unit: Unit, number: Callable[[Work], int], on_h100: int | None) -> Comparison:
+        ours, reference = (figure([sum(map(number, parts.values()))]) for parts in (fast, plain))
+        note = ", ".join(f"{part} {quantity(number(done), unit)}" for part, done in fast.items())
+        if on_h100 is not None and (case.name, case.sizes) == (PEMS04.name, SHIPPED_SIZES):
+            note += f"; on an H100 {quantity(on_h100, unit)}"
+        return replace(case.row(case.label(f"{what} of a {kind}"), unit, ours), plain=reference, note=note)
+
+    yield row("operators", "calls", lambda done: done.calls, KERNELS_ON_H100.get(kind))
+    measured = TRAFFIC_ON_H100[kind] if case.batch == PEMS04.batch else None
+    yield row("traffic", "bytes", lambda done: done.traffic, measured)

@@ -94,10 +94,17 @@ OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")  # change a tensor w
 
 
 class Work(NamedTuple):
-    """What a function asks of the machine: floating-point operations of products, and bytes read and written."""
+    """What a function asks of the machine.
+
+    Attributes:
+        operations: floating-point operations of products.
+        traffic: bytes read and written.
+        calls: of operators that read or write anything; on a GPU each is one kernel, or a few.
+    """
 
     operations: int
     traffic: int
+    calls: int
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ def large_copy(size: int, device: torch.device) -> Callable[[], Tensor]:
 
 
 def work(function: Callable[[], object]) -> Work:
-    """Count the operations and the traffic of one call."""
+    """Count the operations, the traffic and the operators of one call; on the device `meta` nothing is computed."""
     aten = torch.ops.aten
     fused_on_cpu = {  # PyTorch counts its counterparts on a GPU
         aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
@@ -164,22 +171,28 @@ def work(function: Callable[[], object]) -> Work:
     # The inner mode is the first to see an operator, and takes composite ones apart before the outer one counts them.
     with _Traffic() as traffic, FlopCounterMode(display=False, custom_mapping=fused_on_cpu) as operations:
         function()
-    return Work(operations.get_total_flops(), traffic.bytes)
+    return Work(operations.get_total_flops(), traffic.bytes, traffic.calls)
 
 
 class _Traffic(TorchDispatchMode):
-    """Sums what every operator reads and writes, as if each found its inputs in memory and left its outputs there."""
+    """Sums what every operator reads and writes, as if each found its inputs in memory and left its outputs there.
+
+    Views and allocations move nothing, and are no calls.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
+        self.calls = 0
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
         result = func(*args, **(kwargs or {}))
-        self.bytes += operator_traffic(func, args, kwargs or {}, result)
+        moved = operator_traffic(func, args, kwargs or {}, result)
+        self.bytes += moved
+        self.calls += moved > 0
         return result
 
 
@@ -200,8 +213,8 @@ def operator_traffic(operator: OpOverload, args: tuple[Any, ...], kwargs: Mappin
         is_changed = argument.alias_info is not None and argument.alias_info.is_write
         changed += tensors if is_changed else []
         read += [] if reads_shape or argument.is_out or (is_changed and name in OVERWRITING) else tensors
-    known = {tensor.untyped_storage().data_ptr() for tensor in read + changed}
-    made = [tensor for tensor in _tensors(result) if tensor.untyped_storage().data_ptr() not in known]
+    known = {tensor.untyped_storage()._cdata for tensor in read + changed}  # on `meta` no storage has an address
+    made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in known]
     return sum(map(_bytes, read + changed + made)) if changed or made else 0
 
 

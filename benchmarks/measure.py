@@ -13,7 +13,7 @@ from torch import Tensor
 FEWEST_ROUNDS = 2  # however long they take
 NEAR_ZERO = 1e-2  # of the largest entry of all tensors: smaller tensors are measured against this much of it
 
-Unit = Literal["s", "bytes"]
+Unit = Literal["s", "bytes", "calls"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ UNITS = {
     "s": ((60.0, "min", 180.0), (1.0, "s", 1.0), (1e-3, "ms", 0.0)),
     "bytes": ((2.0**30, "GiB", 2.0**30), (2.0**20, "MiB", 0.0)),
     "operations": ((1e12, "Tflop", 1e12), (1e9, "Gflop", 1e9), (1e6, "Mflop", 0.0)),
+    "calls": ((1.0, "calls", 0.0),),
 }
 NETWORKS = {"fast": "this project", "plain": "plain reference"}
 LEAST_GROWN = 1000  # sensors: with fewer, what does not grow with them has its part in the cost
@@ -144,7 +145,7 @@ def shown(figure: Mapping[str, float] | None, unit: str, extrapolated: bool) -> 
     if figure is None:
         return ""
     size, name = fitting_unit(figure["median"], unit)
-    median, lower, upper = (f"{figure[key] / size:.3g}" for key in ("median", "lower_quartile", "upper_quartile"))
+    median, lower, upper = (digits(figure[key] / size) for key in ("median", "lower_quartile", "upper_quartile"))
     quartiles = f" ({lower} to {upper})" if figure["repeats"] > 1 else ""
     return f"{'≈ ' if extrapolated else ''}{median} {name}{quartiles}"
 
@@ -152,7 +153,12 @@ def shown(figure: Mapping[str, float] | None, unit: str, extrapolated: bool) -> 
 def quantity(value: float, unit: str) -> str:
     """Return a number in a unit that fits it."""
     size, name = fitting_unit(value, unit)
-    return f"{value / size:.3g} {name}"
+    return f"{digits(value / size)} {name}"
+
+
+def digits(value: float) -> str:
+    """Return a number with three digits, or as a whole one where it has more before the point."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def fitting_unit(value: float, unit: str) -> tuple[float, str]:

@@ -171,11 +171,10 @@ def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
         return forecast
 
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0, fused=batch.target.is_cuda or None)
 
     def train() -> Tensor:
-        forecast = network(batch.inputs if kind == "fine-tuning step" else batch.with_teacher)
-        loss = mean_loss("mae", forecast, batch.target, batch.observed)
+        loss = loss_of(kind, network, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), torch.inf)
@@ -183,6 +182,12 @@ def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
         return loss.detach()
 
     return train
+
+
+def loss_of(kind: Kind, network: nn.Module, batch: Batch) -> Tensor:
+    """Return the loss of a stage of training."""
+    forecast = network(batch.inputs if kind == "fine-tuning step" else batch.with_teacher)
+    return mean_loss("mae", forecast, batch.target, batch.observed)
 
 
 def save_workload(path: Path, workload: Workload) -> None:

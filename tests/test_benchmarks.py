@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import run
+from benchmarks.counts import work_by_part
 from benchmarks.groups import GROUPS, Settings, windows_difference
 from benchmarks.limits import CLASSES, large_copy, large_product, operator_seconds, shares_by_class, work
 from benchmarks.measure import checked, figure, largest_difference, times
@@ -27,6 +29,7 @@ from benchmarks.workloads import (
     NetworkSizes,
     Shape,
     Workload,
+    loss_of,
     simulated_workload,
     step,
     synthetic_network,
@@ -35,6 +38,7 @@ from benchmarks.workloads import (
 from lib.data.dtw import dtw_matrix
 from lib.data.prepared import prepare
 from lib.data.windowing import WindowShape
+from lib.data.windows import Batch
 from lib.errors import InputError
 from lib.files import load_json, load_npz
 from lib.interface import Inputs, Sizes
@@ -242,6 +246,42 @@ def test_time_is_shared_among_classes_of_operators() -> None:
     assert shares["batched products"] == 0
 
 
+class Line(nn.Module):
+    """A linear map and a ReLU over series of three steps."""
+
+    def __init__(self, *hidden: int) -> None:
+        super().__init__()
+        sizes = (3, *hidden, 2)
+        self.linear = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(sizes)))
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return torch.relu(self.linear(inputs.series))
+
+
+def test_calls_and_traffic_of_a_known_network_are_those_by_hand() -> None:
+    series, target = torch.randn(4, 5, 3), torch.randn(4, 5, 2)  # 60 and 40 numbers; 6 weights and 2 biases
+    batch = Batch(Inputs(series, series[:, :, 0], torch.zeros(4, dtype=torch.int64)), target, flow=target)
+    forward, backward, optimizer = work_by_part("fine-tuning step", Line(), batch).values()
+    product, relu, difference, absolute, mean = 60 + 6 + 2 + 40, 80, 120, 80, 41
+    assert forward == (2 * 20 * 3 * 2, 4 * (product + relu + difference + absolute + mean), 5)
+    one, division, sign, times_sign, of_relu, of_weights, of_bias = 1, 41, 80, 120, 120, 60 + 40 + 6, 42
+    sums = one + division + sign + times_sign + of_relu + of_weights + of_bias
+    assert backward == (2 * 20 * 3 * 2, 4 * sums, 7)
+    *_, of_deeper = work_by_part("fine-tuning step", Line(4, 5, 6), batch).values()
+    assert optimizer.calls == of_deeper.calls <= 10  # of lists of tensors, however many there are
+    # AdamW alone reads weights, gradients and two moments, and writes all but the gradients.
+    assert 4 * (4 + 3) * 8 < optimizer.traffic < of_deeper.traffic
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_counted_on_meta_is_what_runs(kind: Kind) -> None:
+    workload = simulated_workload(9, 2, WINDOWS, SIZES, CPU)
+    network, batch = workload.network(), workload.batch()
+    counted = work_by_part(kind, network, batch)["forward"]
+    function = step(kind, network, batch) if kind == "forecast" else lambda: loss_of(kind, network.train(), batch)
+    assert counted == pytest.approx(work(function), rel=0.01)  # the CPU has other forms of a few
+
+
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_gradient_checkpointing_computes_more(kind: Kind) -> None:
     workload = simulated_workload(9, 1, WINDOWS, SIZES, CPU)
@@ -261,6 +301,7 @@ def tiny_settings() -> Settings:
         growing_sensors=(8, 12),
         growing_sizes=SIZES,
         growing_batches=(1, 2),
+        counted_batches=(2,),
         large_sensors=(7, 10, 13),
         memory_limit=1.45e5,
         plain_samples=20,
@@ -327,6 +368,9 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
             assert row["reached"][name] == row["least_seconds"][name] / row["time"]["median"]
         assert tuple(row["shares"]) == CLASSES
         assert sum(row["shares"].values()) == pytest.approx(100)
+    counted = groups["counts"]["comparisons"]
+    assert [row["unit"] for row in counted] == ["calls", "bytes"] * len(KINDS)
+    assert all(row["fast"]["median"] > 0 and row["plain"] and row["note"] for row in counted)
     training, fine_tuning, forecast = (row["operations"] for row in limits)
     assert forecast < training < 3.1 * forecast  # a forward pass, and two more for the gradients
     assert fine_tuning > forecast
@@ -337,7 +381,8 @@ def test_a_benchmark_leaves_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     grown = text.split("## large\n")[1].split("Exponents b of a N^b, fitted from N = 7 on: ")[1].split("\n")[0]
     linear = {"memory of a training step, paper 1.00", "memory of a forecast, residual MLP 1.00"}
     assert linear <= set(grown[:-1].split("; "))
-    rates, operators = (table.splitlines() for table in text.split("## limits\n")[1].strip().split("\n\n")[1:])
+    of_limits = text.split("## limits\n")[1].split("\n## ")[0].strip()
+    rates, operators = (table.splitlines() for table in of_limits.split("\n\n")[1:])
     assert len(rates) == len(operators) == 2 + len(KINDS)
     assert f"{limits[0]['operations'] / 1e6:.3g} Mflop" in rates[2]
     assert [cell.strip() for cell in operators[0].split("|")[5:-1]] == ["in operators", *CLASSES]
