@@ -37,8 +37,8 @@ class TokenConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve over the tokens of `x` (B, N, M, C)."""
         padded = F.pad(x, (0, 0, self.left, self.kernel_size - 1 - self.left))
-        columns = [padded[:, :, tap : tap + x.shape[2]] for tap in range(self.kernel_size)]
-        return self.linear(torch.cat(columns, dim=-1))
+        columns = padded.unfold(2, self.kernel_size, 1).transpose(-1, -2).flatten(-2)  # (B, N, M, kernel_size * C)
+        return self.linear(columns.contiguous())  # as a view it would be added to the bias in a pass of its own
 
     def step(self, x: Tensor, past: list[Tensor]) -> Tensor:
         """Convolve at the newest token (B, N, 1, C); `past` keeps the tokens before it and takes this one in."""
@@ -76,8 +76,9 @@ class TemporalAttention(nn.Module):
             split_heads(y, self.heads) for y in (*self.query_key(x).chunk(2, dim=-1), self.value(x))
         )  # (B N, heads, M, d)
         dropout = self.dropout if self.training else 0.0
-        earlier = torch.ones(M, M, dtype=torch.bool, device=x.device).tril() if self.causal else None
-        x = scaled_dot_product(query, key, value, earlier, dropout)  # (B N, heads, M, d)
+        # Numbers to add: in training one pass over the scores, where a mask of booleans takes two.
+        mask = torch.full((M, M), -torch.inf, device=x.device).triu(1) if self.causal else None
+        x = scaled_dot_product(query, key, value, mask, dropout)  # (B N, heads, M, d)
         return self.output(x.transpose(1, 2).reshape(B, N, M, C))
 
     def step(self, x: Tensor, cache: TemporalCache) -> Tensor:

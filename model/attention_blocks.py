@@ -81,7 +81,9 @@ class AttentionBlocks(nn.Module):
         key, value = (x.index_select(1, self.keys).unflatten(1, (G, U)) for x in (key, value))  # (B heads, G, U, d)
         mask = self.block_mask.unsqueeze(0)  # fused kernels take masks of two or four axes
         y = scaled_dot_product(query, key, value, mask, dropout)  # (B heads, G, S, d)
-        return y.flatten(1, 2).index_select(1, self.places).unflatten(0, (B, heads))
+        y = y.flatten(1, 2).unflatten(0, (B, heads)).transpose(1, 2)  # (B, G S, heads, d)
+        # In this order the heads of a sensor lie side by side afterwards, as whoever merges them wants them.
+        return y.index_select(1, self.places).transpose(1, 2)  # (B, heads, N, d)
 
 
 Block = tuple[NDArray[np.int64], NDArray[np.int64]]  # its sensors, and all that any of them may look at

@@ -4,6 +4,8 @@ The axes are (B, N, M, C) at every border, as everywhere. In memory the blocks k
 there each of their steps is one matrix product: a permuted view at each border costs nothing between two blocks.
 """
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,11 +77,19 @@ class LargeKernelBlock(nn.Module):
         """The branches there are."""
         return [branch for branch in (self.large, self.small) if branch is not None]
 
+    def taps(self, tokens: int) -> Tensor:
+        """Return the summed taps of all branches that can touch data on that many tokens, (C, 2 tokens - 1)."""
+        return reduce(torch.add, [branch.taps(tokens) for branch in self.branches])
+
+    def bias(self) -> Tensor:
+        """Return the summed biases of all branches, (C,)."""
+        return reduce(torch.add, [branch.bias for branch in self.branches])
+
     def merged_taps(self) -> Tensor:
         """Return the taps (C, K) of the one kernel that both branches are together, K being the longer one's."""
         kernel_size = max(branch.weight.shape[1] for branch in self.branches)
         reach = kernel_size // 2 + 1  # a kernel of K taps is all of the 2 reach - 1 taps of `reach` tokens
-        return torch.stack([branch.taps(reach) for branch in self.branches]).sum(0)
+        return self.taps(reach)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -87,15 +97,13 @@ class LargeKernelBlock(nn.Module):
         taps = self.merged_taps()
         merged = DepthwiseConvolution(*taps.shape).to(taps)
         merged.weight.copy_(taps)
-        merged.bias.copy_(torch.stack([branch.bias for branch in self.branches]).sum(0))
+        merged.bias.copy_(self.bias())
         self.large, self.small = merged, None
 
     def token_mixing(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return the map over tokens of all branches: matrices (C, M, M), output token first, and biases (C,)."""
-        taps = torch.stack([branch.taps(tokens) for branch in self.branches]).sum(0)
-        bias = torch.stack([branch.bias for branch in self.branches]).sum(0)
         # Row i of the Toeplitz matrix reads tap j - i at column j: a window that slides backwards as i grows.
-        return taps.unfold(1, tokens, 1).flip(1), bias
+        return self.taps(tokens).unfold(1, tokens, 1).flip(1), self.bias()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, M, C) to tokens (B, N, M, C)."""
