@@ -83,7 +83,8 @@ class LargeKernelBlock(nn.Module):
 
     def bias(self) -> Tensor:
         """Return the summed biases of all branches, (C,)."""
-        return reduce(torch.add, [branch.bias for branch in self.branches])
+        biases: list[Tensor] = [branch.bias for branch in self.branches]
+        return reduce(torch.add, biases)
 
     def merged_taps(self) -> Tensor:
         """Return the taps (C, K) of the one kernel that both branches are together, K being the longer one's."""
