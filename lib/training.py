@@ -201,7 +201,8 @@ class Trainer:
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         rate, decay = self.stages[self.progress.stage].learning_rate, self.config.weight_decay
-        return torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay)
+        fused = self.windows.device.type == "cuda" or None  # None: PyTorch's choice, on a CPU as ever
+        return torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay, fused=fused)
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on from a `last.pt` that was loaded, whose weights the model has.
