@@ -609,13 +609,14 @@ def count_step(kind: Kind, case: Case) -> Iterator[Comparison]:
     batch = workload.batch()
     fast, plain = (work_by_part(kind, network, batch) for network in (workload.network(), workload.plain_network()))
 
-    def row(what: str, unit: Unit, number: Callable[[Work], int], on_h100: int | None) -> Comparison:
+    def row(what: str, unit: Unit, number: Callable[[Work], int], on_h100: str) -> Comparison:
         ours, reference = (figure([sum(map(number, parts.values()))]) for parts in (fast, plain))
         note = ", ".join(f"{part} {quantity(number(done), unit)}" for part, done in fast.items())
-        if on_h100 is not None and (case.name, case.sizes) == (PEMS04.name, SHIPPED_SIZES):
-            note += f"; on an H100 {quantity(on_h100, unit)}"
+        if on_h100 and (case.name, case.sizes) == (PEMS04.name, SHIPPED_SIZES):
+            note += f"; an H100: {on_h100}"
         return replace(case.row(case.label(f"{what} of a {kind}"), unit, ours), plain=reference, note=note)
 
-    yield row("operators", "calls", lambda done: done.calls, KERNELS_ON_H100.get(kind))
-    measured = TRAFFIC_ON_H100[kind] if case.batch == PEMS04.batch else None
-    yield row("traffic", "bytes", lambda done: done.traffic, measured)
+    kernels = f"{KERNELS_ON_H100[kind]:,} kernels" if kind in KERNELS_ON_H100 else ""
+    moved = quantity(TRAFFIC_ON_H100[kind], "bytes") if case.batch == PEMS04.batch else ""
+    yield row("operators", "calls", lambda done: done.calls, kernels)
+    yield row("traffic", "bytes", lambda done: done.traffic, moved)
