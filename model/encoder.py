@@ -206,7 +206,7 @@ class DTGLKNetEncoder(nn.Module):
 
     def patch_positions(self, inputs: Inputs) -> Tensor:
         """Return where each deformable patch reads the series (B, N, L), in steps: (B, N, M, patch_len)."""
-        return self.first_step + self.front_end.patches.positions(self.read_series(inputs))  # type: ignore[operator]
+        return self.first_step + self.front_end.patches.positions(self.encoder_series(inputs))  # type: ignore[operator]
 
     def merge(self) -> None:
         """Merge both branches of every large-kernel block, for inference. Outputs stay the same."""
@@ -214,13 +214,13 @@ class DTGLKNetEncoder(nn.Module):
             if isinstance(module, LargeKernelBlock):
                 module.merge()
 
-    def read_series(self, inputs: Inputs) -> Tensor:
+    def encoder_series(self, inputs: Inputs) -> Tensor:
         """Return what the patches are cut from, (B, N, M * patch_len)."""
         return inputs.series
 
     def front(self, inputs: Inputs) -> Tensor:
         """Return the front end's tokens (B, N, M, C). In training they mix the samples of a batch, by BatchNorm."""
-        return self.front_end(self.read_series(inputs))  # the paper's know no time
+        return self.front_end(self.encoder_series(inputs))  # the paper's know no time
 
     def embed_series(self, inputs: Inputs) -> Tensor:
         """Return the encoder's input tokens (B, N, M, C)."""

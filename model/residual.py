@@ -239,7 +239,7 @@ class ResidualDTGLKNet(DTGLKNetEncoder):
         )
         self.decoder = HorizonDecoder(graphs, sizes, settings, memory_channels=self.tokens * channels)
 
-    def read_series(self, inputs: Inputs) -> Tensor:
+    def encoder_series(self, inputs: Inputs) -> Tensor:
         """Return the residual of the last hours (B, N, D h); the flow itself where no residual is forecast."""
         flow = inputs.series[:, :, self.first_step :]  # (B, N, D h)
         if not self.residual:
@@ -252,7 +252,7 @@ class ResidualDTGLKNet(DTGLKNetEncoder):
         context = None
         if self.encoder_identity is not None:
             context = self.encoder_identity(inputs.step_of_week).unsqueeze(2)  # (B, N, 1, C)
-        return self.front_end(self.read_series(inputs), context)
+        return self.front_end(self.encoder_series(inputs), context)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Forecast (B, N, P); in training (2, B, N, P), by head."""

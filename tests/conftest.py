@@ -91,18 +91,23 @@ def make_dataset(tmp_path: Path) -> DatasetMaker:
     return partial(write_dataset, tmp_path)
 
 
+def exit_code(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], script: str, *arguments: object) -> int:
+    """Run the main function of a script as the command line would, and return its exit code."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    try:
+        run_script(main)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     """Give a function that calls a script as the command line would, from another folder, and returns the exit code."""
     monkeypatch.chdir(tmp_path)
 
     def call(script: str, *arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        try:
-            run_script(import_module(Path(script).stem).main)
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-        return 0
+        return exit_code(monkeypatch, import_module(Path(script).stem).main, script, *arguments)
 
     return call
 

@@ -5,7 +5,6 @@ import gzip
 import math
 import re
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -23,10 +22,10 @@ from lib.data.caltrans.dataset import Request, in_longer_steps
 from lib.data.caltrans.raw_files import RawPart, read_raw_file
 from lib.data.caltrans.stations import EARTH_RADIUS, Station, read_metadata, road_links
 from lib.data.series import read_start
-from lib.errors import InputError, run_script
+from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT
 from tests.caltrans_files import RawStation, demo_stations, raw_rows, write_days, write_metadata, write_raw
-from tests.conftest import Call, load
+from tests.conftest import Call, exit_code, load
 
 POSITIONS = (3, 4, 5, 6, 14, 15, 21, 22)  # of DEMO's stations, around the junction
 STATIONS = [demo_stations()[position] for position in POSITIONS]
@@ -55,12 +54,7 @@ def convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Convert:
             f"--stations '{stations}' --metadata {meta} --name {name} --output data --configurations . {arguments}"
         )
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["caltrans.py", *shlex.split(command)])
-        try:
-            run_script(caltrans.main)
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-        return 0
+        return exit_code(monkeypatch, caltrans.main, "caltrans.py", *shlex.split(command))
 
     return convert
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data import download
-from lib.errors import run_script
 from lib.files import REPOSITORY_ROOT
+from tests.conftest import exit_code
 
 # The ids of these two contents are those that the book "Pro Git" and every git repository show.
 SERIES, SERIES_ID = b"test content\n", "d670460b4b4aece5915caf5c68d12f560a9fe3e4"
@@ -105,13 +105,8 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> Cal
     """Give a function that calls the script as the command line would, with the server as the mirror."""
 
     def call(*arguments: str, mirror: str = "") -> int:
-        argv = ["download.py", *arguments, "--mirror", mirror or server.url, "--output", str(tmp_path)]
-        monkeypatch.setattr(sys, "argv", argv)
-        try:
-            run_script(download.main)
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-        return 0
+        where = ("--mirror", mirror or server.url, "--output", tmp_path)
+        return exit_code(monkeypatch, download.main, "download.py", *arguments, *where)
 
     return call
 

@@ -169,7 +169,7 @@ def test_the_encoder_reads_the_residual_of_the_last_hours(residual: bool) -> Non
     assert inputs.profile is not None
     first = SIZES.input_steps - SIZES.hours * HOUR
     assert model.first_step == first
-    read = model.read_series(inputs)  # (B, N, D h)
+    read = model.encoder_series(inputs)  # (B, N, D h)
     flow = inputs.series[:, :, first:]
     assert torch.equal(read, (flow - inputs.profile[:, :, :-HORIZON]) / RESIDUAL_SIZE if residual else flow)
     # What lies before the last hours does not reach the memory.
