@@ -17,7 +17,7 @@ from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config, DataConfig, parse_config
 from lib.data.imputed import causal_flags, marked_flags
 from lib.data.prepared import MARKS, Prepared
-from lib.data.profile import DECAY, drift_of, historical_profile
+from lib.data.profile import DECAY, historical_profile
 from lib.data.sensor_tables import check_sensor_count, grid_steps, is_table, read_table, start_time
 from lib.data.series import (
     FLOW,
@@ -92,8 +92,7 @@ class Forecaster:
         if self.config.needs.carried_profile:
             return None
         week_and_more = 8 * self.config.data.steps_per_day
-        needs = self.config.needs
-        return max(self.steps_needed, week_and_more if needs.imputed or needs.drift else 0)
+        return max(self.steps_needed, week_and_more if self.config.needs.imputed else 0)
 
 
 def load_forecaster(folder: RunFolder, variants: Variants, device_name: str) -> Forecaster:
@@ -318,7 +317,6 @@ class Outlook:
         imputed: (N,), which sensors are imputed; None if it is not needed, or none is.
         last_week: (P, N), the values a week before the steps to forecast; None like `imputed`, or where a file marks
             imputed values: they need not repeat those.
-        drift: (N, 3), how far sensors were from their profile in the last days; None if not needed.
         notes: lines for the user.
     """
 
@@ -326,7 +324,6 @@ class Outlook:
     profile: NDArray[np.float32] | None = None
     imputed: NDArray[np.bool_] | None = None
     last_week: NDArray[np.float64] | None = None
-    drift: NDArray[np.float32] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -336,20 +333,17 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
     length, week = len(history.flow), calendar.steps_per_week
     step_of_week = calendar.step_of_week(length)
     notes = []
-    profile = imputed = last_week = drift = None
-    filled_in = None  # (T, N), which values of the history were
+    profile = imputed = last_week = None
     if config.needs.imputed:
         if history.marks is not None:
-            filled_in = history.marks & ~np.isnan(history.flow)
-            last = filled_in[-1]
+            last = history.marks[-1] & ~np.isnan(history.flow[-1])
             imputed = last if last.any() else None
             notes.append(f"imputed sensors: {last.sum()} of {len(last)} by the marks of the file")
         elif length < week + calendar.steps_per_day:
             needed = week + calendar.steps_per_day
             notes.append(f"imputed sensors: not looked for, {length} steps were read and {needed} are needed")
         else:
-            flags = causal_flags(history.flow.astype(np.float32), calendar)
-            filled_in, last = flags[:-1], flags[-1]
+            last = causal_flags(history.flow.astype(np.float32), calendar)[-1]
             if last.any():
                 imputed = last
                 steps = np.arange(horizon) % week - week
@@ -357,23 +351,18 @@ def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
                 notes.append(f"imputed sensors: {last.sum()} of {len(last)} repeat last week and are forecast by it")
     if (profile_week := forecaster.profile_week) is not None:
         hours = config.training.num_of_hours * config.data.points_per_hour
-        since = 0 if config.needs.drift else length - hours  # only the drift looks further back
-        profile = profile_week[calendar.step_of_week(np.arange(since, length + horizon))]
+        profile = profile_week[calendar.step_of_week(np.arange(length - hours, length + horizon))]
         if config.needs.carried_profile:
             days = length // calendar.steps_per_day
             if days >= PROFILE_DAYS:
-                profile = _carried_profile(forecaster, history, since)
+                profile = _carried_profile(forecaster, history, length - hours)
                 notes.append(f"historical profile of the {days} days before the forecast")
             else:
                 notes.append(
                     f"historical profile of the run's training: the file has {days} whole days before the forecast, "
                     f"and {PROFILE_DAYS} are needed for one of its own"
                 )
-        if config.needs.drift:
-            residual = history.flow.astype(np.float32) - profile[:length]
-            drift = drift_of(residual, calendar.steps_per_day, filled_in)[-1]
-        profile = profile[-(hours + horizon) :]
-    return Outlook(step_of_week, profile, imputed, last_week, drift, tuple(notes))
+    return Outlook(step_of_week, profile, imputed, last_week, tuple(notes))
 
 
 def _carried_profile(forecaster: Forecaster, history: History, since: int) -> NDArray[np.float32]:
@@ -400,9 +389,6 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
 
     series = scaled(inputs)  # (1, N, L)
     assert series is not None
-    drift = None
-    if outlook.drift is not None:
-        drift = torch.from_numpy(forecaster.scaling.difference_to_float32(outlook.drift))[None].to(forecaster.device)
     network_inputs = Inputs(
         series,
         series[:, :, -1],
@@ -410,7 +396,6 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
         scaled(outlook.profile),  # (1, N, D h + P)
         None if outlook.imputed is None else torch.from_numpy(outlook.imputed)[None].to(forecaster.device),
         scaled(outlook.last_week),  # (1, N, P)
-        drift,  # (1, N, 3)
     )
     scaled_forecast = forecaster.model(network_inputs)  # (1, N, P)
     forecast: NDArray[np.float32] = forecaster.scaling.to_raw(scaled_forecast)[0].float().cpu().numpy()
@@ -439,21 +424,13 @@ def forecasts_from(
     splits, gaps = {"train": np.array([length])}, missing if missing.any() else None
     made_from = {} if history.marks is None else {MARKS: str(history.path)}
     prepared = Prepared(filled, forecaster.offsets, splits, minimum, maximum, made_from, gaps)
-    # What `outlook_of` says of imputed sensors, at all steps: which are, and which values of the past were.
-    flags = filled_in = None
-    looked_from = 0
+    # What `outlook_of` says of imputed sensors, at all steps.
+    flags = None
     if config.needs.imputed and history.marks is not None:
-        filled_in = history.marks & ~missing
-        flags = marked_flags(filled_in)
+        flags = marked_flags(history.marks & ~missing)
     elif config.needs.imputed:
-        looked_from = calendar.steps_per_week + day  # it looks for none so early
         flags = causal_flags(flow, calendar)
-        filled_in = flags[:-1].copy()
-        flags[:looked_from] = False
-
-    def drift(profile: NDArray[np.float32]) -> NDArray[np.float32]:
-        early, later = (drift_of(flow - profile, day, known) for known in (None, filled_in))
-        return np.concatenate([early[:looked_from], later[looked_from:]])
+        flags[: calendar.steps_per_week + day] = False  # it looks for none so early
 
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32] | None]] = [(label_starts, None)]
     if forecaster.profile_week is not None:
@@ -475,7 +452,6 @@ def forecasts_from(
                 profile=profile,
                 imputed=flags,
                 hours=config.training.num_of_hours,
-                drift=drift(profile) if config.needs.drift and profile is not None else None,
             )
             for batch in windows.batches(starts, BATCH):
                 forecasts.append(forecaster.scaling.to_raw(forecaster.model(batch.inputs)).float().cpu().numpy())

@@ -31,7 +31,6 @@ class Inputs(NamedTuple):
             network does not ask.
         last_week: (B, N, P), the values one week before the steps to forecast, which imputed sensors repeat; None like
             `imputed`, or where they need not repeat them.
-        drift: (B, N, 3), the mean residual of the last half day, day and two days; None for networks that do not ask.
         teacher: (B, N, P), the value before each step to forecast, for teacher forcing; None: a forecast on its own.
         tokens: (B, N, M, C), the front end's output where it was computed before, with more samples than these; None:
             it follows from the series.
@@ -43,7 +42,6 @@ class Inputs(NamedTuple):
     profile: Tensor | None = None
     imputed: Tensor | None = None
     last_week: Tensor | None = None
-    drift: Tensor | None = None
     teacher: Tensor | None = None
     tokens: Tensor | None = None
 
@@ -206,7 +204,6 @@ class Needs:
         calendar: its forecast depends on the time of the week, so that [Data] start is required.
         profile: the historical profile.
         carried_profile: the profile goes on after the training rows.
-        drift: how far sensors were from their profile in the last days.
         imputed: which sensors are imputed, and their values of last week.
         muted_imputed: imputed sensors are left out of the fit of the autoregression.
         autoregression: the coefficients of an autoregression.
@@ -215,7 +212,6 @@ class Needs:
     calendar: bool = False
     profile: bool = False
     carried_profile: bool = False
-    drift: bool = False
     imputed: bool = False
     muted_imputed: bool = False
     autoregression: bool = False

@@ -28,14 +28,14 @@ from lib.data.preparing import (
     prepared_for,
     sensor_names,
 )
-from lib.data.profile import DECAY, DRIFT_HOURS, HistoricalProfile, drift_of, historical_profile
+from lib.data.profile import DECAY, HistoricalProfile, historical_profile
 from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
 from lib.distributed import ONE_PROCESS, Processes
 from lib.errors import InputError
 from lib.event_log import EventLog
-from lib.files import fingerprint, fingerprint_arrays, save_npz, scratch
+from lib.files import fingerprint, fingerprint_arrays, save_npz
 from lib.ini import read_sections
 from lib.interface import Encoder, Graphs, Neighbours, Variants
 from lib.intervals import Intervals
@@ -310,15 +310,8 @@ def windows_for(config: Config, prepared: Prepared, device: torch.device, profil
     """Return the windows of a prepared series for networks on a device, with the historical profile if there is."""
     kept, series = config.runtime.data, None if profile is None else profile.series
     imputed = imputed_for(config, prepared)
-    calendar, hours, drift = calendar_for(config), config.training.num_of_hours, None
-    if config.needs.drift and series is not None:
-        rows, sensors = prepared.flow.shape
-        filled_in = _filled_in(prepared, imputed)
-        drift = scratch((rows + 1, sensors, len(DRIFT_HOURS)), np.float32)
-        for block, part in prepared.in_blocks():
-            of_block = None if filled_in is None else filled_in[:, block]
-            drift[:, block] = drift_of(part.observed - series[:, block], calendar.steps_per_day, of_block)
-    return Windows(prepared, config.data.num_for_predict, calendar, device, kept, series, imputed, hours, drift)
+    calendar, hours = calendar_for(config), config.training.num_of_hours
+    return Windows(prepared, config.data.num_for_predict, calendar, device, kept, series, imputed, hours)
 
 
 def _event_log(config: Config, folder: RunFolder) -> EventLog | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention_blocks import AttentionBlocks
+from model.dropout import drop
 from model.scaled_dot_product import scaled_dot_product
 
 LEAST_VOICE = 1e-6  # where no sensor that may be attended to has a voice, the attended values are 0
@@ -90,7 +91,7 @@ class TemporalAttention(nn.Module):
         keys, values = (torch.cat(past, dim=2).unflatten(-1, (self.heads, -1)) for past in (cache.keys, cache.values))
         query = query.unflatten(-1, (self.heads, -1)) * keys.shape[-1] ** -0.5  # (B, N, 1, heads, d)
         weights = (query * keys).sum(-1).softmax(dim=2)  # (B, N, T, heads)
-        weights = F.dropout(weights, self.dropout, self.training)
+        weights = drop(weights, self.dropout) if self.training else weights
         return self.output((weights.unsqueeze(-1) * values).sum(dim=2, keepdim=True).flatten(-2))
 
 

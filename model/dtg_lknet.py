@@ -17,6 +17,7 @@ from lib.ini import Switch
 from lib.interface import Graphs, Inputs, Sizes
 from model.attention import CrossAttention, SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution
 from model.attention_blocks import AttentionBlocks
+from model.dropout import Dropout
 from model.encoder import DTGLKNetEncoder, EncoderSettings, NodeTokenEmbedding
 
 
@@ -44,7 +45,7 @@ class DecoderLayer(nn.Module):
         self.temporal, self.temporal_norm = temporal, nn.LayerNorm(channels)
         self.gate, self.gate_norm = gate, nn.LayerNorm(channels)
         self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, reading: Tensor, graph: AttentionBlocks | None) -> Tensor:
         """Map decoder tokens (B, N, T, C) to (B, N, T, C), with what the gate read of the memory, on a graph."""

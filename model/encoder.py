@@ -17,6 +17,7 @@ from lib.interface import Graphs, Inputs, Sizes
 from model.attention import SpatialAttention, TemporalAttention
 from model.attention_blocks import AttentionBlocks
 from model.deformable_patches import DeformablePatches, RegularPatches
+from model.dropout import Dropout
 from model.large_kernels import LargeKernelBlock
 
 LARGE_KERNELS = (15, 17, 21, 27, 35, 55)  # the paper's
@@ -99,7 +100,7 @@ class NodeTokenEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("positions", positions)  # (M, C), or (P, C) in the decoder
         self.node = None if encoding_channels is None else nn.Linear(encoding_channels, positions.shape[1])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, laplacian_encoding: Tensor, first: int = 0) -> Tensor:
         """Embed tokens (B, N, T, C), the first of which stands at position `first`, with the encoding (N, C)."""
@@ -116,7 +117,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.temporal, self.temporal_norm = temporal, nn.LayerNorm(channels)
         self.spatial, self.spatial_norm = spatial, nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, M, C) to tokens (B, N, M, C), where the graph's sensors may look at those with a voice."""

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from model.dropout import Dropout
+
 
 class ResidualMLPBlock(nn.Module):
     """x + Linear(Dropout(relu(Linear(x)))), of one width."""
@@ -9,7 +11,7 @@ class ResidualMLPBlock(nn.Module):
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Dropout(dropout), nn.Linear(channels, channels)
+            nn.Linear(channels, channels), nn.ReLU(), Dropout(dropout), nn.Linear(channels, channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:

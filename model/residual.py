@@ -21,7 +21,6 @@ from model.graph_autoregression import GraphAutoregression
 from model.mlp import ResidualMLPBlock
 from model.neighbour_means import KINDS, NeighbourMeans
 
-DRIFTS = 3  # of half a day, a day and two days
 RESIDUAL_SIZE = 0.1  # of the scaled flow; inside of a head, residuals and outputs are divided by it: numbers near 1
 LAYERS = 3  # residual MLP blocks of a head
 LEAST_WEIGHT = 0.05  # of the measured sensors in a mean, so that a mean of hardly any does not explode
@@ -42,7 +41,6 @@ class DecoderSettings:
     graph_means: Annotated[Switch, "sensors see the mean of all, of similar and of near sensors"] = True
     past_days: Annotated[Switch, "sensors see the hour to forecast on the input's earlier days and weeks"] = True
     carry_profile: Annotated[Switch, "the profile goes on after the training rows, recent days weighing more"] = False
-    drift: Annotated[Switch, "sensors see how far they were from their profile in the last days"] = False
     copy_imputed: Annotated[Switch, "an imputed sensor that repeats last week is forecast by its values"] = True
     mute_imputed: Annotated[Switch, "imputed sensors have no voice in means and autoregression"] = True
 
@@ -63,7 +61,6 @@ class DecoderSettings:
             calendar=True,
             profile=self.residual,
             carried_profile=self.residual and self.carry_profile,
-            drift=self.residual and self.drift,
             imputed=self.copy_imputed or self.mute_imputed,
             muted_imputed=self.mute_imputed,
             autoregression=self.residual and self.autoregression,
@@ -144,7 +141,7 @@ class HorizonDecoder(nn.Module):
         super().__init__()
         sensors, self.hour, self.horizon = len(graphs.topology), sizes.steps_per_hour, sizes.horizon
         horizon = self.horizon
-        self.residual, self.drift = settings.residual, settings.needs().drift
+        self.residual = settings.residual
         self.copy_imputed, self.mute_imputed = settings.copy_imputed, settings.mute_imputed
         self.past_days = sizes.weeks + sizes.days if settings.past_days else 0
         self.same_steps = min(self.hour, horizon)  # steps of a past day's hour at the times of steps to forecast
@@ -155,11 +152,10 @@ class HorizonDecoder(nn.Module):
             self.autoregression = GraphAutoregression(graphs.topology, graphs.autoregression, horizon)
         self.means = NeighbourMeans(graphs) if settings.graph_means else None
 
-        drifts = DRIFTS if self.drift else 0
         flows = self.hour + (horizon if settings.residual else 0)
-        residuals = self.hour + drifts + self.past_days * self.same_steps
+        residuals = self.hour + self.past_days * self.same_steps
         residuals += 0 if self.autoregression is None else horizon
-        residuals += KINDS * (self.hour + drifts) if settings.graph_means else 0
+        residuals += KINDS * self.hour if settings.graph_means else 0
         values = flows + residuals + memory_channels
         self.residual_head = SensorMLP(sensors, values, sizes, settings)
         self.direct_head = SensorMLP(sensors, self.hour, sizes, settings) if settings.direct_head else None
@@ -188,27 +184,24 @@ class HorizonDecoder(nn.Module):
         else:
             base = hour[:, :, -1:]  # (B, N, 1)
             residual = hour - base
-        shared, residuals = [residual], []
-        if self.drift:
-            assert inputs.drift is not None
-            shared.append(inputs.drift)  # (B, N, 3)
+        residuals = [residual]
         if self.past_days:
             hours = inputs.series[:, :, : self.past_days * self.hour].unflatten(2, (self.past_days, self.hour))
             past = hours[..., : self.same_steps] - base[:, :, None, : self.same_steps]  # (B, N, days, min(h, P))
             residuals.append(past.flatten(2))
         # What other sensors hear of each, and how much of a voice it has.
         voice = (~inputs.imputed).to(hour) if self.mute_imputed and inputs.imputed is not None else None  # (B, N)
-        heard = [part if voice is None else part * voice.unsqueeze(-1) for part in shared]
+        heard = residual if voice is None else residual * voice.unsqueeze(-1)  # (B, N, h)
         if self.autoregression is not None:
-            expected = self.autoregression(heard[0])  # (B, N, P)
+            expected = self.autoregression(heard)  # (B, N, P)
             residuals.append(expected)
             base = base + expected
         if self.means is not None:
-            means = self.means(torch.cat(heard, dim=-1))  # (B, N, 3, h or h + 3)
+            means = self.means(heard)  # (B, N, 3, h)
             if voice is not None:
                 means = means / self.means(voice.unsqueeze(-1)).clamp_min(LEAST_WEIGHT)
             residuals.append(means.flatten(2))
-        values = [*flows, torch.cat([*shared, *residuals], dim=-1) / RESIDUAL_SIZE]
+        values = [*flows, torch.cat(residuals, dim=-1) / RESIDUAL_SIZE]
         if memory is not None:
             values.append(memory.flatten(2))
         return base + self.residual_head(torch.cat(values, dim=-1), inputs.step_of_week)  # (B, N, P)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.dropout import drop
+
 FEW_KEYS = 128
 
 
@@ -19,9 +21,11 @@ def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         mask: (..., queries, keys), true where a query may look, or numbers to add to the scores; None allows all.
         dropout: rate on the attention weights.
     """
-    if key.shape[-2] > FEW_KEYS and query.numel():  # not all fused kernels take a batch of nothing
+    # Not all fused kernels take a batch of nothing, and on a CPU there is none that drops weights.
+    fused = query.numel() > 0 and (dropout == 0 or query.device.type != "cpu")
+    if key.shape[-2] > FEW_KEYS and fused:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
-    return F.dropout(scores.softmax(-1), dropout) @ value
+    return drop(scores.softmax(-1), dropout) @ value

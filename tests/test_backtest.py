@@ -39,13 +39,12 @@ def series() -> np.ndarray:
     return flow
 
 
-@pytest.fixture(scope="module", params=["residual_mlp", "residual_mlp with drift", "stid"])
+@pytest.fixture(scope="module", params=["residual_mlp", "stid"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Config]:
     root = tmp_path_factory.mktemp("run")
     path = write_dataset(root, series()[: 16 * DAY, :, None], fine_tune_epochs=0)
-    variant, *drift = request.param.split(" with ")
-    settings = ["Data.missing=interpolate", "Training.max_batches=3", f"Model.variant={variant}"]
-    settings += ["Model.carry_profile=on"] * (variant == "residual_mlp") + [f"Model.{name}=on" for name in drift]
+    settings = ["Data.missing=interpolate", "Training.max_batches=3", f"Model.variant={request.param}"]
+    settings += ["Model.carry_profile=on"] * (request.param == "residual_mlp")
     config = load(path, settings)
     run = start_run(config, root / "out", "run")
     run.trainer.fit()

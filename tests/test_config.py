@@ -642,7 +642,7 @@ num_of_hours = 0
         "(did you mean 'Training'?)",
         "its.conf [Model] time_gate: found a setting of variant paper, released, expected one of variant residual_mlp: "
         "variant, residual, autoregression, direct_head, identity, harmonics, graph_means, past_days, carry_profile, "
-        "drift, copy_imputed, mute_imputed, members",
+        "copy_imputed, mute_imputed, members",
         "its.conf [Training] dropout: found '1', expected a number of at least 0 and below 1",
         "its.conf [Training] seed: found '-2', expected an integer from 0 to 4294967295",
         "mine.conf [Training] loss: found 'hubr', expected one of mae, huber, mse (did you mean 'huber'?)",

@@ -246,7 +246,7 @@ def test_predict_forecasts_as_the_test_does(
     rule: str, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = series_with_imputed()
-    run = trained(tmp_path, data, "Model.carry_profile=on", "Model.drift=on", f"Data.imputed={rule}")
+    run = trained(tmp_path, data, "Model.carry_profile=on", f"Data.imputed={rule}")
     tested = run.trainer.test()
     assert tested.forecast is not None
     known = data[:-HORIZON]

@@ -122,8 +122,7 @@ def test_a_network_that_knows_time_and_profile_forecasts_as_in_its_test(
     variant: str, call: Call, tmp_path: Path
 ) -> None:
     path = write_dataset(tmp_path, fine_tune_epochs=0)
-    parts = [] if variant == "stid" else ["Model.drift=on"]
-    config = load(path, ["Training.max_batches=3", f"Model.variant={variant}", *parts])
+    config = load(path, ["Training.max_batches=3", f"Model.variant={variant}"])
     run = start_run(config, tmp_path / "out", "run")
     run.trainer.fit()
     tested = run.trainer.test().forecast

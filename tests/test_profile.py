@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.prepared import Prepared, prepare
-from lib.data.profile import DRIFT_HOURS, OTHER_KIND, SAME_KIND, HistoricalProfile, drift_of, historical_profile
+from lib.data.profile import OTHER_KIND, SAME_KIND, HistoricalProfile, historical_profile
 from lib.data.windowing import Calendar, WindowShape
 from lib.data.windows import Windows
 from tests.conftest import REAL_DATA, tiny_series
@@ -115,30 +115,6 @@ def test_nothing_from_the_label_start_on_enters(carried: bool, data: st.DataObje
     other = series.flow.copy()
     other[step] += 100
     assert torch.equal(given_to_the_sample(series.flow), given_to_the_sample(other))
-
-
-def test_drift_is_the_mean_residual_of_the_days_before() -> None:
-    random = np.random.default_rng(5)
-    residual = random.normal(size=(4 * DAY, 3)).astype(np.float32)
-    residual[random.random(residual.shape) < 0.2] = np.nan
-    residual[DAY : 3 * DAY, 2] = np.nan  # nothing counts
-    filled_in = random.random(residual.shape) < 0.2
-    counted = np.where(filled_in, np.nan, residual)
-    counted[:DAY] = np.nan  # a day without a profile
-    drift, without = drift_of(residual, DAY, filled_in), drift_of(residual, DAY)
-    for t0 in (0, DAY, DAY + 7, 3 * DAY, len(residual)):
-        for index, hours in enumerate(DRIFT_HOURS):
-            days = slice(max(0, t0 - hours * DAY // 24), t0)
-            np.testing.assert_allclose(drift[t0, :, index], np.nan_to_num(mean_of(counted[days])), atol=1e-6)
-    assert not np.array_equal(drift, without)
-    later = residual.copy()
-    later[3 * DAY :] += 1
-    assert np.array_equal(drift_of(later, DAY, filled_in)[: 3 * DAY + 1], drift[: 3 * DAY + 1])
-
-
-def mean_of(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each column, NaN where it has no value."""
-    return np.array([column[~np.isnan(column)].mean() if not np.isnan(column).all() else np.nan for column in values.T])
 
 
 def test_on_real_flow_it_is_as_good_in_training_as_later() -> None:

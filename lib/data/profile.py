@@ -20,7 +20,6 @@ SAME_KIND = 0.15  # another working day for a working day, and Saturday and Sund
 OTHER_KIND = 0.02  # a day of the weekend for a working day, or the other way round
 WORKING_DAYS = 5  # the first days of a week
 DAYS_OF_WEEK = 7
-DRIFT_HOURS = (12, 24, 48)  # before a forecast, over which the residual is averaged
 DECAY = 0.04  # where the profile goes on after the training rows; chosen on the validation rows of PEMS08
 
 
@@ -97,34 +96,6 @@ def historical_profile(
     for row in range(max(len(counted), since), len(flow), CHUNK_ROWS):
         series[row : row + CHUNK_ROWS] = week[steps[row : row + CHUNK_ROWS]]
     return HistoricalProfile(week, series[since:])
-
-
-def drift_of(
-    residual: NDArray[np.float32], steps_per_day: int, filled_in: NDArray[np.bool_] | None = None
-) -> NDArray[np.float32]:
-    """Return how far each sensor was from its profile in the last days, at every step t0: (T + 1, N, 3).
-
-    These are the mean residuals of the half day, the day and the two days before t0, for every step and the one after
-    the last. Missing and imputed values do not count, nor does the first day, which has no profile. The mean of no
-    value is 0.
-
-    Args:
-        residual: (T, N), flow less profile, NaN where missing.
-        steps_per_day: steps of a day.
-        filled_in: (T, N), which values are imputed; None: none is.
-    """
-    counted = ~np.isnan(residual)
-    counted[:steps_per_day] = False
-    if filled_in is not None:
-        counted &= ~filled_in
-    total, count = (np.zeros((len(residual) + 1, residual.shape[1])) for _ in range(2))
-    np.cumsum(np.where(counted, residual, 0), axis=0, out=total[1:])
-    np.cumsum(counted, axis=0, out=count[1:])
-    drift = np.empty((*total.shape, len(DRIFT_HOURS)), dtype=np.float32)
-    for index, hours in enumerate(DRIFT_HOURS):
-        first = np.maximum(np.arange(len(total)) - hours * steps_per_day // 24, 0)
-        drift[..., index] = (total - total[first]) / np.maximum(count - count[first], 1)
-    return drift
 
 
 def _day_weights() -> NDArray[np.float64]:

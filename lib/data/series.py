@@ -53,11 +53,6 @@ class Scaling:
         scaled: NDArray[np.float32] = self.to_scaled(raw.astype(np.float64)).astype(np.float32)
         return scaled
 
-    def difference_to_float32(self, raw: NDArray[Any]) -> NDArray[np.float32]:
-        """Return scaled differences of two values in float32: the offset cancels."""
-        scaled: NDArray[np.float32] = (2 * raw.astype(np.float64) / self.span).astype(np.float32)
-        return scaled
-
     def to_raw(self, scaled: Values) -> Values:
         """Return the inverse, in vehicles a time step."""
         raw: Values = (scaled + 1) / 2 * self.span + self.minimum

@@ -112,7 +112,6 @@ class Windows:
         profile: (T, N), the historical profile (`lib.data.profile`), for networks that ask for it.
         imputed: (T + 1, N), which sensors are imputed at each step (`lib.data.imputed`), for networks that ask.
         hours: D, the last hours of the input, of which the profile is given.
-        drift: (T + 1, N, 3), how far sensors were from their profile (`lib.data.profile`), for networks that ask.
     """
 
     def __init__(
@@ -125,7 +124,6 @@ class Windows:
         profile: NDArray[np.float32] | None = None,
         imputed: NDArray[np.bool_] | None = None,
         hours: int = 1,
-        drift: NDArray[np.float32] | None = None,
     ) -> None:
         self.prepared = prepared
         self.scaling = prepared.scaling
@@ -151,10 +149,6 @@ class Windows:
         self.target_offsets = torch.arange(horizon, device=self.home)
         self.profile = None if profile is None else self._scaled(profile)
         self.imputed = None if imputed is None else self._kept(imputed)  # (T + 1, N)
-        self.drift: Series | None = None  # (T + 1, N, 3), differences of flow: no offset of the scaling concerns them
-        if drift is not None:
-            scaled = self.scaling.difference_to_float32
-            self.drift = OnDisk(scaled, drift) if self.on_disk else self._kept(scaled(drift))
         self.profile_offsets = torch.arange(-hours * (calendar.steps_per_day // 24), horizon, device=self.home)
 
     def _kept(self, values: NDArray[Any]) -> Series:
@@ -208,8 +202,7 @@ class Windows:
             week = self.calendar.steps_per_week
             last_week = self._read(label_starts, self.target_offsets % week - week)  # (B, N, P)
         step_of_week = self.calendar.step_of_week(label_starts)
-        drift = None if self.drift is None else self.drift[label_starts]  # (B, N, 3)
-        inputs = Inputs(series, series[:, :, -1], step_of_week, profile, imputed, last_week, drift)
+        inputs = Inputs(series, series[:, :, -1], step_of_week, profile, imputed, last_week)
         measured = None if self.measured is None else self.measured[targets].transpose(1, 2)  # (B, N, P)
         return Batch(inputs, target, flow, observed, measured).to(self.device)
 
