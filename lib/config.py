@@ -180,8 +180,17 @@ class RuntimeConfig:
 
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "auto: the first that is there of cuda, mps, cpu"] = "auto"
     threads: Annotated[Threads, "CPU threads of each process; 0: PyTorch's choice"] = 0
-    precision: Annotated[Literal["float32", "tf32", "bf16"], "of matrix products; tf32 on CUDA only"] = "float32"
-    compile: Annotated[Switch, "by torch.compile: minutes at the start, then faster steps"] = False
+    precision: Annotated[
+        Literal["auto", "float32", "tf32", "bf16"],
+        "of matrix products; tf32 on CUDA only; auto: tf32 on CUDA, else float32",
+    ] = "auto"
+    compile: Annotated[
+        Literal["auto", "on", "off"], "by torch.compile: minutes at the start, then faster steps; auto: off"
+    ] = "auto"
+    cuda_graphs: Annotated[
+        Literal["auto", "off"],
+        "auto: on CUDA, steps are captured once and replayed, where they can be; off: each is started from Python",
+    ] = "auto"
     gradient_checkpointing: Annotated[Switch, "less memory: layers are computed again for the backward pass"] = False
     micro_batch: Annotated[CountOrZero, "samples computed at once, their gradients summed; 0: the whole batch"] = 0
     data: Annotated[
@@ -241,15 +250,17 @@ class Config:
     def experiment(self) -> "Config":
         """What makes two runs the same experiment: all settings but the seed, where files lie, and most of [Runtime].
 
-        Of [Runtime] only the precision counts. The rest says where and how fast a run is computed; at most it changes
-        rounding and which values dropout draws. Of a file the name counts, not the folder. Two runs of one experiment
-        differ by their seeds; resuming, comparing and tabulating all go by this.
+        Of [Runtime] only a precision that was asked for counts; `auto` is float32 but for the rounding of a GPU's
+        products. The rest says where and how fast a run is computed; at most it changes rounding and which values
+        dropout draws. Of a file the name counts, not the folder. Two runs of one experiment differ by their seeds;
+        resuming, comparing and tabulating all go by this.
         """
+        precision = self.runtime.precision
         return replace(
             self,
             data=self.data.anywhere,
             training=replace(self.training, seed=0),
-            runtime=RuntimeConfig(precision=self.runtime.precision),
+            runtime=RuntimeConfig(precision="float32" if precision == "auto" else precision),
         )
 
     def differences(self, other: "Config") -> list[str]:
@@ -332,8 +343,8 @@ def _some_epoch(epochs: int, fine_tune_epochs: int) -> str | None:
     return None
 
 
-def _computed_one_way(compiled: bool, gradient_checkpointing: bool) -> str | None:
-    if compiled and gradient_checkpointing:  # PyTorch's compiler takes no checkpoint with contexts of its own
+def _computed_one_way(compiled: str, gradient_checkpointing: bool) -> str | None:
+    if compiled == "on" and gradient_checkpointing:  # PyTorch's compiler takes no checkpoint with contexts of its own
         return "found on like gradient_checkpointing, expected one of them at most"
     return None
 

@@ -56,7 +56,12 @@ class ForecastErrors:
 
     def summed(self, processes: Processes) -> "ForecastErrors":
         """Return the sums over all processes, each of which has counted samples of its own."""
-        return ForecastErrors(*map(processes.total, vars(self).values()))
+        return ForecastErrors(*(processes.total(total.clone()) for total in vars(self).values()))
+
+    def clear(self) -> None:
+        """Count nothing any more, in the same tensors."""
+        for total in vars(self).values():
+            total.zero_()
 
     def overall(self) -> Scores:
         """Return the scores over all horizons together, by the names of `SCORES`; None where nothing counted."""

@@ -14,8 +14,9 @@ from torch import nn
 
 from lib.baselines import score_baselines, targets
 from lib.calibration import RULES, calibrate_run
+from lib.captured import recorder_for, uses_graphs
 from lib.checkpoints import CARRIED, load_checkpoint, load_tensors, restored, save_checkpoint
-from lib.config import FILE_SETTINGS, Config, parse_config
+from lib.config import FILE_SETTINGS, Config, RuntimeConfig, parse_config
 from lib.data.autoregression import graph_autoregression
 from lib.data.prepared import Prepared, padded_label_starts
 from lib.data.preparing import (
@@ -41,7 +42,7 @@ from lib.interface import Encoder, Graphs, Neighbours, Variants
 from lib.intervals import Intervals
 from lib.metrics import metrics_content
 from lib.numbers import number_text
-from lib.precision import accelerate, in_precision
+from lib.precision import accelerate, in_precision, resolved
 from lib.provenance import provenance
 from lib.run_folder import RunFolder, new_run_folder, refuse_taken, remove_partial_files
 from lib.training import Trainer, epoch_line, evaluate
@@ -124,7 +125,8 @@ def start_run(
     windows = windows_for(config, prepared, device, profile)
     trainer = _trainer(model, windows, config, folder, extra, events, processes)
     with new_run_folder(folder) as partial:
-        partial.save_start(config, {"seed": config.training.seed, **provenance(device, processes.size)})
+        how = how_computed(config.runtime, device, processes.size)
+        partial.save_start(config, {"seed": config.training.seed, **provenance(device, processes.size), **how})
         save_checkpoint(partial.last, trainer.checkpoint())
     processes.text_of_first(str(folder.path.absolute()))
     return TrainingRun(folder, config, prepared, trainer)
@@ -241,6 +243,13 @@ def _at_last_checkpoint(
     return TrainingRun(folder, config, prepared, trainer)
 
 
+def how_computed(runtime: RuntimeConfig, device: torch.device, processes: int) -> dict[str, str]:
+    """Return what [Runtime] comes to on a device, where it may say `auto`."""
+    runtime = resolved(runtime, device)
+    graphs = "on" if uses_graphs(runtime, device, processes) else "off"
+    return {"precision": runtime.precision, "compile": runtime.compile, "cuda_graphs": graphs}
+
+
 def _processes(number: int) -> str:
     return f"{number} process{'es' if number > 1 else ''}"
 
@@ -329,6 +338,9 @@ def _trainer(
 ) -> Trainer:
     device = windows.device
     print(f"{config.variant.name}: {_parameters(model):,} parameters on {device.type} ({describe_device(device)})")
+    how = how_computed(config.runtime, device, processes.size)
+    if device.type == "cuda":
+        print(f"computed with {', '.join(f'{name} = {value}' for name, value in how.items())}")
 
     def report(history: list[dict[str, Any]]) -> None:
         folder.save_log(history)
@@ -347,7 +359,8 @@ def _trainer(
         padded = padded_label_starts(windows.prepared, config.data.steps_per_day)
         print(f"padded history: {len(padded):,} more samples beside {len(label_starts['train']):,} in training")
         label_starts = {**label_starts, "train": np.concatenate([padded, label_starts["train"]])}
-    accelerate(model.to(device), config.runtime, device)
+    runtime = resolved(config.runtime, device)
+    accelerate(model.to(device), runtime, device)
     encoder = cast(Encoder, model)
     return Trainer(
         model,
@@ -359,8 +372,9 @@ def _trainer(
         report,
         checkpoint_seconds=60 * config.runtime.checkpoint_minutes,
         micro_batch=at_once,
-        front=in_precision(encoder.front, config.runtime, device) if config.variant.has_encoder else None,
+        front=in_precision(encoder.front, runtime, device) if config.variant.has_encoder else None,
         processes=processes,
+        recorder=recorder_for(runtime, device, processes.size),
     )
 
 

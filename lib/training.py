@@ -1,6 +1,7 @@
 """The engine: two stages of training, validation through the rollout, checkpoints, and the test of the best weights.
 
-It owns the loop and all of its state. `lib.interface` says what it needs of a network.
+It owns the loop and all of its state. `lib.interface` says what it needs of a network. From the label starts of a batch
+on, a step and a forecast are functions of tensors that never wait for the device: a GPU replays them (`lib.captured`).
 """
 
 import math
@@ -9,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
+from warnings import filterwarnings
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lib.captured import Captured, Recorder
 from lib.checkpoints import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from lib.config import TrainingConfig
 from lib.data.windows import Batch, Windows
@@ -98,7 +101,79 @@ class Interruption:
             signal.signal(number, handler)
 
 
-@torch.no_grad()
+class Evaluator:
+    """Forecasts samples through the rollout, and scores them.
+
+    Args:
+        model: is put into evaluation mode.
+        windows: of the series.
+        batch_size: has no influence on the result.
+        loss: [Training] loss.
+        recorder: captures the work of a batch; None: nothing does.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        windows: Windows,
+        batch_size: int,
+        loss: str = "mae",
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.model, self.windows, self.batch_size, self.loss = model, windows, batch_size, loss
+        horizon, device = len(windows.target_offsets), windows.device
+        self.errors = ForecastErrors.zero(horizon, device)
+        self.measured = None if windows.measured is None else ForecastErrors.zero(horizon, device)
+        self.total = torch.zeros_like(self.errors.absolute[0])  # of the loss
+        self.captured = Captured(batch_size, recorder)
+
+    @torch.no_grad()
+    def _score(self, label_starts: Tensor) -> tuple[Tensor, ...]:
+        """Count the errors of a batch, and return its forecast (B, N, P) in raw units."""
+        batch = self.windows.batch(label_starts)
+        scaled = self.model(batch.inputs)  # (B, N, P)
+        self.total += loss_values(self.loss, scaled, batch.target, batch.observed).sum(dtype=self.total.dtype)
+        forecast = self.windows.scaling.to_raw(scaled)
+        self.errors.update(forecast, batch.flow)
+        if self.measured is not None and batch.measured is not None:
+            self.measured.update(forecast, batch.measured)
+        return (forecast,)
+
+    def evaluate(
+        self,
+        label_starts: NDArray[np.int64],
+        description: str,
+        keep_forecast: bool = False,
+        processes: Processes = ONE_PROCESS,
+    ) -> Evaluation:
+        """Forecast and score all samples with these label starts.
+
+        Args:
+            label_starts: (samples,).
+            description: the name of the progress bar.
+            keep_forecast: whether to return the forecasts too.
+            processes: which share the samples out.
+        """
+        self.model.eval()
+        self.total.zero_()
+        for errors in (self.errors, self.measured):
+            if errors is not None:
+                errors.clear()
+        forecasts = [torch.empty(0, self.windows.prepared.flow.shape[1], len(self.windows.target_offsets))]
+        own = processes.share(label_starts)
+        with tqdm(total=len(own), desc=description, unit="sample", leave=False, disable=None) as bar:
+            for starts in self.windows.parts(own, self.batch_size):
+                (forecast,) = self.captured(self._score, starts)
+                if keep_forecast:
+                    forecasts.append(forecast.float().cpu())
+                bar.update(len(starts))
+        kept = processes.gathered(torch.cat(forecasts).numpy()) if keep_forecast else None
+        observed = self.windows.observed_targets(label_starts)
+        measured = None if self.measured is None else self.measured.summed(processes)
+        loss = processes.total(self.total).item() / max(1, observed)
+        return Evaluation(loss, self.errors.summed(processes), measured, kept)
+
+
 def evaluate(
     model: nn.Module,
     windows: Windows,
@@ -107,43 +182,9 @@ def evaluate(
     description: str,
     loss: str = "mae",
     keep_forecast: bool = False,
-    processes: Processes = ONE_PROCESS,
 ) -> Evaluation:
-    """Forecast all samples through the rollout, and score them.
-
-    Args:
-        model: is put into evaluation mode.
-        windows: of the series.
-        label_starts: (samples,), the samples.
-        batch_size: has no influence on the result.
-        description: the name of the progress bar.
-        loss: [Training] loss.
-        keep_forecast: whether to return the forecasts too.
-        processes: which share the samples out.
-    """
-    model.eval()
-    horizon = len(windows.target_offsets)
-    errors = ForecastErrors.zero(horizon, windows.device)
-    measured = None if windows.measured is None else ForecastErrors.zero(horizon, windows.device)
-    total = torch.zeros_like(errors.absolute[0])
-    forecasts = [torch.empty(0, windows.prepared.flow.shape[1], horizon)]
-    own = processes.share(label_starts)
-    with tqdm(total=len(own), desc=description, unit="sample", leave=False, disable=None) as bar:
-        for batch in windows.batches(own, batch_size):
-            scaled = model(batch.inputs)  # (B, N, P)
-            total += loss_values(loss, scaled, batch.target, batch.observed).sum(dtype=total.dtype)
-            forecast = windows.scaling.to_raw(scaled)
-            errors.update(forecast, batch.flow)
-            if measured is not None and batch.measured is not None:
-                measured.update(forecast, batch.measured)
-            if keep_forecast:
-                forecasts.append(forecast.float().cpu())
-            bar.update(len(batch.target))
-    kept = processes.gathered(torch.cat(forecasts).numpy()) if keep_forecast else None
-    observed = windows.observed_targets(label_starts)
-    if measured is not None:
-        measured = measured.summed(processes)
-    return Evaluation(processes.total(total).item() / max(1, observed), errors.summed(processes), measured, kept)
+    """Forecast all samples through the rollout, and score them, once: see `Evaluator`."""
+    return Evaluator(model, windows, batch_size, loss).evaluate(label_starts, description, keep_forecast)
 
 
 class Trainer:
@@ -163,6 +204,7 @@ class Trainer:
             whole batch and the rest by parts, so that `micro_batch` does not change what is learnt. None: there is no
             such part.
         processes: which share every batch out. The first writes; all have the same weights after each step.
+        recorder: captures the work of steps and forecasts; None: nothing does.
     """
 
     def __init__(
@@ -178,6 +220,7 @@ class Trainer:
         micro_batch: int = 0,
         front: Callable[[Inputs], Tensor] | None = None,
         processes: Processes = ONE_PROCESS,
+        recorder: Recorder | None = None,
     ) -> None:
         self.model, self.windows, self.label_starts = model, windows, label_starts
         self.config, self.folder, self.extra, self.report = config, folder, extra, report
@@ -185,11 +228,17 @@ class Trainer:
         own = config.batch_size // processes.size
         self.micro_batch = min(micro_batch or own, own)
         self.front = front if self.micro_batch < own else None
-        self.processes = processes
+        self.processes, self.recorder = processes, recorder
         self.stages = stages(config)
         self.progress = Progress()
         self.random_state: Mapping[str, Any] | None = None  # to go on from, within an epoch
         self.optimizer = self._new_optimizer()
+        self.captured: dict[Stage, Captured] = {}  # the steps of a stage, with its optimiser
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What validates and tests the model."""
+        return Evaluator(self.model, self.windows, self.micro_batch, self.config.loss, self.recorder)
 
     @cached_property
     def network(self) -> nn.Module:
@@ -200,9 +249,14 @@ class Trainer:
         return self.processes.parallel(self.model, sample.inputs)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        rate, decay = self.stages[self.progress.stage].learning_rate, self.config.weight_decay
-        fused = self.windows.device.type == "cuda" or None  # None: PyTorch's choice, on a CPU as ever
-        return torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay, fused=fused)
+        weights, decay = self.model.parameters(), self.config.weight_decay
+        self.learning_rate = self.stages[self.progress.stage].learning_rate  # of the last step
+        if self.windows.device.type != "cuda" and self.recorder is None:
+            return torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=decay)
+        # The rate is a tensor, for a graph would repeat a number; without graphs too, so that both round alike.
+        rate, capturable = torch.tensor(self.learning_rate, device=self.windows.device), self.recorder is not None
+        filterwarnings("ignore", "This instance was constructed with capturable=True", UserWarning)  # not all steps are
+        return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True, capturable=capturable)
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on from a `last.pt` that was loaded, whose weights the model has.
@@ -213,7 +267,13 @@ class Trainer:
         try:
             self.progress = Progress(**checkpoint["progress"])
             self.optimizer = self._new_optimizer()
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            # How it computes is this device's, with graphs or without: of the checkpoint are moments and learning rate.
+            own, saved = self.optimizer.state_dict()["param_groups"], checkpoint["optimizer"]
+            groups = [
+                {**group, "params": kept["params"]} for group, kept in zip(own, saved["param_groups"], strict=True)
+            ]
+            self.optimizer.load_state_dict({**saved, "param_groups": groups})
+            self._set_learning_rate(saved["param_groups"][0]["lr"])
             self.random_state = checkpoint["random_state"]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder.last}: does not fit its run: {error}") from None
@@ -245,6 +305,7 @@ class Trainer:
         self.progress.epochs_without_better = 0
         if math.isfinite(self.progress.best_loss):
             self._load_best()
+        self.captured.clear()
         self.optimizer = self._new_optimizer()
 
     def _run_epoch(self, stage: Stage) -> None:
@@ -253,21 +314,14 @@ class Trainer:
         train_loss = self._train_epoch(stage, number)
         self.save_last()
         started = time.perf_counter()
-        validated = evaluate(
-            self.model,
-            self.windows,
-            self.label_starts["val"],
-            self.micro_batch,
-            f"epoch {number} validation",
-            self.config.loss,
-            processes=self.processes,
-        )
+        starts = self.label_starts["val"]
+        validated = self.evaluator.evaluate(starts, f"epoch {number} validation", processes=self.processes)
         better = validated.loss < progress.best_loss
         progress.history.append(
             {
                 "epoch": number,
                 "stage": stage.name,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],  # of the last step
+                "learning_rate": self.learning_rate,
                 "train_loss": train_loss,
                 "val_loss": validated.loss,
                 **{f"val_{name}": value for name, value in validated.errors.overall().items()},
@@ -298,6 +352,8 @@ class Trainer:
         if progress.batch and self.random_state is not None:
             restore_random_state(self.random_state)
         self.model.train()
+        own = self.config.batch_size // self.processes.size
+        captured = self.captured.setdefault(stage, Captured(own, self.recorder))
         # Of the samples of this process.
         self.loss_sum = torch.tensor(progress.loss_sum if self.processes.first else 0.0, device=self.windows.device)
         check_every = 1 if self.windows.device.type == "cpu" else CHECK_EVERY
@@ -306,10 +362,11 @@ class Trainer:
         bar = tqdm(total=len(order), initial=done, desc=name, unit="sample", leave=False, disable=None)
         with bar, Interruption() as interruption:
             saved = started = time.perf_counter()
-            for batch in self.windows.batches(order[done:], batch_size, self.processes):
+            for label_starts in self.windows.parts(order[done:], batch_size, self.processes):
                 self._draw_apart(number)
-                loss = self._step(stage, batch)
-                self.loss_sum += loss * batch.weight
+                self._follow_schedule(stage)
+                loss, loss_sum = captured(partial(self._step_from, stage), label_starts)
+                self.loss_sum += loss_sum
                 progress.batch += 1
                 now = time.perf_counter()
                 stop, save = self.processes.any(interruption.asked, now - saved > self.checkpoint_seconds)
@@ -340,13 +397,18 @@ class Trainer:
             numbers = (self.config.seed, epoch, self.progress.batch, self.processes.rank)
             torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
+    def _step_from(self, stage: Stage, label_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step on the samples with these label starts; return their mean loss, and its sum over them."""
+        batch = self.windows.batch(label_starts)
+        loss = self._step(stage, batch)
+        return loss, loss * batch.weight
+
     def _step(self, stage: Stage, batch: Batch) -> Tensor:
         """Take one step of the optimiser and return the loss, still on the device.
 
         Of several processes each gives its share of the batch, and gets the loss of this share.
         """
         network = self.network  # made before anything is computed by its weights
-        self._set_learning_rate(stage)
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.windows.device)
         counts_for = self.processes.part_of_mean(batch.weight, self.windows.device)
@@ -380,14 +442,21 @@ class Trainer:
         inputs = batch.inputs if stage.through_rollout else batch.with_teacher
         return mean_loss(self.config.loss, self.network(inputs), batch.target, batch.observed)
 
-    def _set_learning_rate(self, stage: Stage) -> None:
-        """Follow the schedule: a function of how far the stage has come, so that there is no state to resume."""
+    def _follow_schedule(self, stage: Stage) -> None:
+        """Set the learning rate: a function of how far the stage has come, so that there is no state to resume."""
         if self.config.schedule == "cosine":
             batches = -(-len(self.label_starts["train"]) // self.config.batch_size)
             batches = min(batches, self.config.max_batches or batches)
             done = (self.progress.epoch + self.progress.batch / batches) / stage.epochs
-            for group in self.optimizer.param_groups:
-                group["lr"] = stage.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            self._set_learning_rate(stage.learning_rate * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _set_learning_rate(self, rate: float) -> None:
+        self.learning_rate = rate
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _check_finite(self, epoch: int, label_starts: Tensor) -> None:
         """Raise when a loss or gradient since the last check was not finite; `label_starts` are those since then."""
@@ -426,7 +495,9 @@ class Trainer:
         """Return all that it takes to go on."""
         if self.progress.batch:
             self.progress.loss_sum = self.processes.total(self.loss_sum).item()
-        state = {"optimizer": self.optimizer.state_dict(), "random_state": random_state()}
+        optimizer = self.optimizer.state_dict()
+        groups = [{**group, "lr": self.learning_rate} for group in optimizer["param_groups"]]
+        state = {"optimizer": {**optimizer, "param_groups": groups}, "random_state": random_state()}
         how = {"threads": torch.get_num_threads(), "processes": self.processes.size}
         return {**self._content(), **state, **how}
 
@@ -436,9 +507,7 @@ class Trainer:
     def test(self, split: str = "test") -> Evaluation:
         """Score the best weights on a split, keeping the forecasts."""
         self._load_best()
-        starts = self.label_starts[split]
-        at_once, loss, processes = self.micro_batch, self.config.loss, self.processes
-        return evaluate(self.model, self.windows, starts, at_once, split, loss, keep_forecast=True, processes=processes)
+        return self.evaluator.evaluate(self.label_starts[split], split, keep_forecast=True, processes=self.processes)
 
     def _load_best(self) -> None:
         """Give the model the best weights, in all processes those that the first has written."""

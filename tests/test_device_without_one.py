@@ -126,11 +126,11 @@ def test_within_an_epoch_the_host_waits_for_the_looks_at_the_loss_alone(
         with Journeys() as journeys:
             trainer._train_epoch(stage, 1)
         assert journeys.waits == ["_check_finite"] * 2 + ["_train_epoch"]  # at batches 2 and 3, and for the log
-        assert journeys.uploads == ["batches"]  # the order of the epoch
+        assert journeys.uploads == ["parts"]  # the order of the epoch
     with Journeys() as journeys:
         evaluate(trainer.model, trainer.windows, trainer.label_starts["val"][:8], 4, "validation")
     assert journeys.waits == ["evaluate"]
-    assert journeys.uploads == ["batches"]
+    assert journeys.uploads == ["parts"]
 
 
 def test_series_on_the_host_are_sent_batch_by_batch(make_dataset: DatasetMaker) -> None:

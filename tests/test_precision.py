@@ -87,7 +87,7 @@ def test_what_cannot_be_computed_here_is_refused(monkeypatch: pytest.MonkeyPatch
         make_model(precision="tf32")
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(InputError, match=r"\[Runtime\] compile: found on, expected off"):
-        make_model(compile=True)
+        make_model(compile="on")
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_what_cannot_be_computed_here_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 @torch.no_grad()
 def test_compiled_forecasts_are_the_same() -> None:
-    plain, compiled = make_model().eval(), make_model(compile=True).eval()
+    plain, compiled = make_model().eval(), make_model(compile="on").eval()
     for through_rollout in (False, True):
         inputs = make_inputs(through_rollout)
         torch.testing.assert_close(compiled(inputs), plain(inputs), atol=1e-5, rtol=1e-5)

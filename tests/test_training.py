@@ -197,7 +197,7 @@ def test_the_second_stage_starts_from_the_best_weights_of_the_first(make_dataset
 
     evaluation = evaluate(trainer.model, trainer.windows, trainer.label_starts["val"], 16, "")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lib.training.evaluate", lambda *_, **__: evaluation._replace(loss=next(losses)))
+        patched.setattr("lib.training.Evaluator.evaluate", lambda *_, **__: evaluation._replace(loss=next(losses)))
         patched.setattr(trainer, "_step", remember)
         trainer.fit()
     batches = len(snapshots) // 3
@@ -232,7 +232,7 @@ def test_patience_ends_a_stage(make_dataset: DatasetMaker, tmp_path: Path) -> No
     trainer = start_run(config, tmp_path / "out", "run").trainer
     evaluation = evaluate(trainer.model, trainer.windows, trainer.label_starts["val"], 16, "")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lib.training.evaluate", lambda *_, **__: evaluation)
+        patched.setattr("lib.training.Evaluator.evaluate", lambda *_, **__: evaluation)
         trainer.fit()
     assert [entry["stage"] for entry in trainer.progress.history] == ["teacher forcing"] * 3 + ["fine-tuning"] * 2
 

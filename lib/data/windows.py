@@ -216,13 +216,19 @@ class Windows:
             read = torch.where(over, read, self.forward_filled[steps])
         return read.transpose(1, 2).contiguous()
 
-    def batches(
+    def parts(
         self, label_starts: NDArray[np.int64] | Tensor, batch_size: int, processes: Processes = ONE_PROCESS
-    ) -> Iterator[Batch]:
-        """Yield batches over all these label starts, in their order; the last one may be smaller.
+    ) -> Iterator[Tensor]:
+        """Yield label starts where the series is kept, by batches in their order; the last one may be smaller.
 
         Of several processes each gets its share of every batch, which may be none.
         """
         starts = torch.as_tensor(label_starts).to(self.home)
         for first in range(0, len(starts), batch_size):
-            yield self.batch(processes.share(starts[first : first + batch_size]))
+            yield processes.share(starts[first : first + batch_size])
+
+    def batches(
+        self, label_starts: NDArray[np.int64] | Tensor, batch_size: int, processes: Processes = ONE_PROCESS
+    ) -> Iterator[Batch]:
+        """Yield the batches of these `parts`."""
+        yield from map(self.batch, self.parts(label_starts, batch_size, processes))
