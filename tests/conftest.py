@@ -1,9 +1,11 @@
 """Small data sets on disk, in PEMS format, and the scripts as a user calls them, for every test that needs one."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,21 @@ from model.variants import VARIANTS
 
 REFERENCE = Path(__file__).parent / "reference"
 REAL_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that need one, which `make gpu` selects: `auto` is the CPU in all others."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that need a package which a machine with a GPU may lack, where its tests are selected."""
+    if config.option.markexpr != "cuda" or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    lacking = any(f"from {package} import" in text for package in ("hypothesis", "fastdtw") if not find_spec(package))
+    return lacking or None
 
 
 @pytest.fixture(autouse=True)
