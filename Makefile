@@ -6,7 +6,7 @@ BIN := .venv/bin
 CONFIG := configurations/DEMO.conf
 DEVICE := cpu
 
-.PHONY: env demo test test-slow lint bench
+.PHONY: env demo test test-slow lint bench gpu
 
 env: .venv/complete
 
@@ -38,3 +38,11 @@ lint: env
 # Speed and memory against plain references: see benchmarks/README.md. `make bench DEVICE=cuda` where there is one.
 bench: env
 	$(BIN)/python -m benchmarks.run --device $(DEVICE)
+
+# All that needs a GPU, in under nine minutes: tests, measurements, a training of full size. It installs nothing.
+# `make gpu PYTHON=python3` takes that Python; `make gpu DEVICE=cpu QUICK=1` tries the command without a GPU.
+gpu: DEVICE := cuda
+gpu: PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(PYTHON) -m benchmarks.gpu --device $(DEVICE) $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA)) \
+		$(if $(OUTPUT),--output $(OUTPUT))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain_model import PlainDTGLKNet
 from benchmarks.simulated import simulated_days, simulated_links
+from lib.captured import Captured, Recorder
 from lib.checkpoints import load_tensors, save_tensors
 from lib.config import RuntimeConfig, load_config
 from lib.data.autoregression import autoregression_lags
@@ -159,8 +160,18 @@ class Workload:
         return Batch(inputs, self.target, flow=self.target).to(self.device)
 
 
-def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
-    """Return a function that takes one step, as `lib.training` does, and returns forecast (B, N, P) or loss."""
+def step(kind: Kind, network: nn.Module, batch: Batch, recorder: Recorder | None = None) -> Callable[[], Tensor]:
+    """Return a function that takes one step, as `lib.training` does, and returns forecast (B, N, P) or loss.
+
+    With a recorder it is captured and replayed, but for gathering the batch, which is there.
+    """
+    if recorder is not None:
+        called, captured = _step(kind, network, batch, True), Captured(len(batch), recorder)
+        return lambda: captured(lambda _: (called(),), batch.inputs.step_of_week)[0]
+    return _step(kind, network, batch, False)
+
+
+def _step(kind: Kind, network: nn.Module, batch: Batch, capturable: bool) -> Callable[[], Tensor]:
     if kind == "forecast":
         network.eval()
 
@@ -171,7 +182,9 @@ def step(kind: Kind, network: nn.Module, batch: Batch) -> Callable[[], Tensor]:
         return forecast
 
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0, fused=batch.target.is_cuda or None)
+    rate = torch.tensor(1e-3, device=batch.target.device) if capturable else 1e-3
+    fused = batch.target.is_cuda or capturable or None
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0, fused=fused, capturable=capturable)
 
     def train() -> Tensor:
         loss = loss_of(kind, network, batch)

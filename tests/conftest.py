@@ -1,6 +1,7 @@
 """Small data sets on disk, in PEMS format, and the scripts as a user calls them, for every test that needs one."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,9 +38,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out files that need a package which a machine with a GPU may lack, where its tests are selected."""
     if config.option.markexpr != "cuda" or collection_path.suffix != ".py":
         return None
-    text = collection_path.read_text(encoding="utf-8")
-    lacking = any(f"from {package} import" in text for package in ("hypothesis", "fastdtw") if not find_spec(package))
-    return lacking or None
+    imported = re.findall(r"^(?:from|import) (\w+)", collection_path.read_text(encoding="utf-8"), re.MULTILINE)
+    return any(find_spec(package) is None for package in imported) or None
 
 
 @pytest.fixture(autouse=True)

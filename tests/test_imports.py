@@ -32,10 +32,11 @@ LIB = sorted(
     ("loaded", "forbidden"),
     [
         (["predict"], ["matplotlib"]),
+        (["benchmarks.gpu"], ["matplotlib", "scipy", "pandas", "fastdtw", "model"]),
         ([name for name in LIB if not name.startswith("lib.report")], ["lib.report", "matplotlib", "model"]),
         (LIB, ["model"]),
     ],
-    ids=["predict", "lib without lib.report", "lib"],
+    ids=["predict", "make gpu", "lib without lib.report", "lib"],
 )
 def test_what_is_loaded_loads_nothing_else(loaded: list[str], forbidden: list[str]) -> None:
     assert loaded
