@@ -4,6 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lib.captured import Captured, recorder_for
 from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config, DataConfig, parse_config
 from lib.data.imputed import causal_flags, marked_flags
@@ -440,9 +442,10 @@ def forecasts_from(
             own = historical_profile(flow, length, calendar, forecaster.scaling.middle, DECAY).series
             early = label_starts < PROFILE_DAYS * day
             parts = [(label_starts[early], of_week), (label_starts[~early], own)]
+    recorder = recorder_for(config.runtime, forecaster.device)
     forecasts = []
     bar = tqdm(total=len(label_starts), desc="forecasts", unit="forecast", leave=False, disable=None)
-    with bar, torch.no_grad():
+    with bar:
         for starts, profile in parts:
             windows = Windows(
                 prepared,
@@ -453,10 +456,17 @@ def forecasts_from(
                 imputed=flags,
                 hours=config.training.num_of_hours,
             )
-            for batch in windows.batches(starts, BATCH):
-                forecasts.append(forecaster.scaling.to_raw(forecaster.model(batch.inputs)).float().cpu().numpy())
-                bar.update(len(batch))
+            forecast, captured = partial(_forecast, forecaster, windows), Captured(BATCH, recorder)
+            for part in windows.parts(starts, BATCH):
+                forecasts.append(captured(forecast, part)[0].float().cpu().numpy())
+                bar.update(len(part))
     return np.concatenate(forecasts), None if flags is None else flags[label_starts]
+
+
+@torch.no_grad()
+def _forecast(forecaster: Forecaster, windows: Windows, label_starts: Tensor) -> tuple[Tensor]:
+    """Return the forecasts (B, N, P) from label starts, in vehicles a step."""
+    return (forecaster.scaling.to_raw(forecaster.model(windows.batch(label_starts).inputs)),)
 
 
 def refused_starts(

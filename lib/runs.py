@@ -45,7 +45,7 @@ from lib.numbers import number_text
 from lib.precision import accelerate, in_precision, resolved
 from lib.provenance import provenance
 from lib.run_folder import RunFolder, new_run_folder, refuse_taken, remove_partial_files
-from lib.training import Trainer, epoch_line, evaluate
+from lib.training import Evaluation, Trainer, epoch_line, evaluate
 
 PATCH_SAMPLES, PATCH_BATCH = 50, 16  # test samples whose patches are looked at, and how many at once
 
@@ -59,6 +59,12 @@ class Run:
     prepared: Prepared
     windows: Windows
     model: nn.Module
+
+    def evaluate(self, split: str, batch_size: int) -> Evaluation:
+        """Forecast and score a split, keeping the forecasts."""
+        starts, loss = self.prepared.label_starts[split], self.config.training.loss
+        recorder = recorder_for(self.config.runtime, self.windows.device)
+        return evaluate(self.model, self.windows, starts, batch_size, split, loss, True, recorder)
 
 
 @dataclass(frozen=True)
@@ -500,10 +506,9 @@ def intervals_for(folder: RunFolder, variants: Variants) -> Intervals:
         batch_size = run.config.runtime.micro_batch or run.config.training.batch_size
         forecasts = {}
         for split in ("val", "test"):
-            starts = run.prepared.label_starts[split]
-            evaluation = evaluate(run.model, run.windows, starts, batch_size, split, keep_forecast=True)
-            assert evaluation.forecast is not None
-            forecasts[split] = evaluation.forecast
+            forecast = run.evaluate(split, batch_size).forecast
+            assert forecast is not None
+            forecasts[split] = forecast
     except InputError as error:
         raise InputError(f"{found}, and cannot be made without the data of the run: {error}") from None
     made = _save_intervals(folder, run.config, run.prepared, forecasts)
@@ -545,7 +550,7 @@ def forecast_test_split(folder: RunFolder, variants: Variants) -> None:
     if metrics["test_set"]["fingerprint"] != _fingerprint_of_targets(run.prepared, horizon):
         series = run.config.data.graph_signal_matrix_filename
         raise InputError(f"{series}: found other targets than those of {folder.metrics}, expected the same flow")
-    tested = evaluate(run.model, run.windows, starts, training.batch_size, "test", training.loss, keep_forecast=True)
+    tested = run.evaluate("test", training.batch_size)
     assert tested.forecast is not None
     before, now = metrics["test"]["overall"]["mae"], tested.errors.overall()["mae"]
     assert before is not None

@@ -182,9 +182,10 @@ def evaluate(
     description: str,
     loss: str = "mae",
     keep_forecast: bool = False,
+    recorder: Recorder | None = None,
 ) -> Evaluation:
     """Forecast all samples through the rollout, and score them, once: see `Evaluator`."""
-    return Evaluator(model, windows, batch_size, loss).evaluate(label_starts, description, keep_forecast)
+    return Evaluator(model, windows, batch_size, loss, recorder).evaluate(label_starts, description, keep_forecast)
 
 
 class Trainer:
