@@ -146,6 +146,7 @@ def quick(settings: Settings) -> Settings:
         shapes=(replace(PEMS08, batch=1, compared_batch=1),),
         evaluated=replace(PEMS08, batch=1, compared_batch=1),
         evaluation_batch=1,
+        sizes=ONE_LAYER,
         growing_sensors=(100, 200, 400),
         growing_batches=(1, 2),
         counted_batches=(1,),
