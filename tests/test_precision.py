@@ -15,7 +15,7 @@ from lib.data.windows import Batch, Windows
 from lib.errors import InputError
 from lib.interface import Inputs, Sizes
 from lib.losses import mean_loss
-from lib.precision import accelerate
+from lib.precision import accelerate, resolved
 from lib.runs import start_run
 from model.variants import VARIANTS
 from tests.conftest import DatasetMaker, dense_graphs, load, make_network, tiny_series
@@ -80,6 +80,14 @@ def test_bf16_is_float32_but_for_rounding() -> None:
         torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
     assert plain.state_dict().keys() == half.state_dict().keys()
     assert all(tensor.dtype == plain.state_dict()[name].dtype for name, tensor in half.state_dict().items())
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "float32"), ("mps", "float32"), ("cuda", "tf32")])
+def test_auto_is_chosen_by_the_device_and_what_was_asked_for_stays(device: str, precision: str) -> None:
+    chosen = resolved(RuntimeConfig(), torch.device(device))
+    assert (chosen.precision, chosen.compile) == (precision, "off")
+    asked = RuntimeConfig(precision="bf16", compile="on")
+    assert resolved(asked, torch.device(device)) == asked
 
 
 def test_what_cannot_be_computed_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
