@@ -278,7 +278,7 @@ class PlainDTGLKNet(nn.Module):
 
     def __init__(self, fast: DTGLKNet) -> None:
         super().__init__()
-        if type(fast) is not DTGLKNet or fast.encoder_embedding.dropout.p:
+        if type(fast) is not DTGLKNet or fast.encoder_embedding.dropout.rate:
             raise ValueError("expected the paper's network without dropout")
         self.horizon = fast.horizon
         self.register_buffer("similarity_mask", fast.similarity_graph.neighbours.dense())

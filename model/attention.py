@@ -12,9 +12,19 @@ from torch.nn import functional as F
 
 from model.attention_blocks import AttentionBlocks
 from model.dropout import drop
+from model.fused import (
+    LEAST_VOICE,
+    TokenCache,
+    add_relu,
+    attend_newest,
+    attend_sensors,
+    attend_tokens,
+    dropout_seed,
+    fuses,
+    open_gate,
+    token_columns,
+)
 from model.scaled_dot_product import scaled_dot_product
-
-LEAST_VOICE = 1e-6  # where no sensor that may be attended to has a voice, the attended values are 0
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -35,29 +45,50 @@ class TokenConvolution(nn.Module):
         self.left = kernel_size - 1 if causal else kernel_size // 2
         self.linear = nn.Linear(kernel_size * channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve over the tokens of `x` (B, N, M, C)."""
+    def columns(self, x: Tensor) -> Tensor:
+        """Lay the tokens under the taps side by side, zeros where there are none: (B, N, M, kernel_size * C)."""
+        if fuses(x):
+            return token_columns(x, self.kernel_size, self.left)
         padded = F.pad(x, (0, 0, self.left, self.kernel_size - 1 - self.left))
-        columns = padded.unfold(2, self.kernel_size, 1).transpose(-1, -2).flatten(-2)  # (B, N, M, kernel_size * C)
-        return self.linear(columns.contiguous())  # as a view it would be added to the bias in a pass of its own
+        columns = padded.unfold(2, self.kernel_size, 1).transpose(-1, -2).flatten(-2)
+        return columns.contiguous()  # as a view it would be added to the bias in a pass of its own
 
-    def step(self, x: Tensor, past: list[Tensor]) -> Tensor:
-        """Convolve at the newest token (B, N, 1, C); `past` keeps the tokens before it and takes this one in."""
+    def newest_columns(self, x: Tensor, past: list[Tensor]) -> Tensor:
+        """Return the columns of the newest token (B, N, 1, C); `past` keeps those before it and takes this one in."""
         if not past:
             past.extend([torch.zeros_like(x)] * (self.kernel_size - 1))
         past.append(x)
         columns = torch.cat(past, dim=-1)
         past.pop(0)
-        return self.linear(columns)
+        return columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve over the tokens of `x` (B, N, M, C)."""
+        return self.linear(self.columns(x))
+
+    def step(self, x: Tensor, past: list[Tensor]) -> Tensor:
+        """Convolve at the newest token (B, N, 1, C), with those before it in `past`."""
+        return self.linear(self.newest_columns(x, past))
 
 
 @dataclass
 class TemporalCache:
-    """What causal temporal attention remembers: past tokens for its convolution, and all keys and values."""
+    """What causal temporal attention remembers: past tokens for its convolution, and all keys and values.
 
+    Attributes:
+        tokens: how many there will be.
+        past: the last ones, for the convolution.
+        keys, values: of all tokens so far, where each is an operator's own tensor.
+        packed: both in one place, where the fused operators write and read them.
+        product: the weights that queries, keys and values come from at once, made once for all steps.
+    """
+
+    tokens: int
     past: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    packed: TokenCache | None = None
+    product: tuple[Tensor, Tensor] | None = None
 
 
 class TemporalAttention(nn.Module):
@@ -73,17 +104,38 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, M, C) to tokens (B, N, M, C)."""
         B, N, M, C = x.shape
+        dropout = self.dropout if self.training else 0.0
+        if fuses(x):
+            packed = F.linear(self.query_key.columns(x), *self.packed_product())  # (B, N, M, 3C)
+            return self.output(attend_tokens(packed, self.heads, self.causal, dropout, dropout_seed(x, dropout)))
         query, key, value = (
             split_heads(y, self.heads) for y in (*self.query_key(x).chunk(2, dim=-1), self.value(x))
         )  # (B N, heads, M, d)
-        dropout = self.dropout if self.training else 0.0
         # Numbers to add: in training one pass over the scores, where a mask of booleans takes two.
         mask = torch.full((M, M), -torch.inf, device=x.device).triu(1) if self.causal else None
         x = scaled_dot_product(query, key, value, mask, dropout)  # (B N, heads, M, d)
         return self.output(x.transpose(1, 2).reshape(B, N, M, C))
 
-    def step(self, x: Tensor, cache: TemporalCache) -> Tensor:
-        """Return the newest token's output (B, N, 1, C) from that token, `x`, and the cache of those before it."""
+    def packed_product(self) -> tuple[Tensor, Tensor]:
+        """Return the weight (3C, kernel_size * C) and bias (3C,) of queries, keys and values side by side.
+
+        They map columns of tokens; a value is of its own token, so its weights at the other taps are 0.
+        """
+        C, left = self.value.in_features, self.query_key.left
+        right = self.query_key.kernel_size - 1 - left
+        value = F.pad(self.value.weight, (left * C, right * C))
+        both = self.query_key.linear
+        return torch.cat([both.weight, value]), torch.cat([both.bias, self.value.bias])
+
+    def step(self, x: Tensor, step: int, cache: TemporalCache) -> Tensor:
+        """Return the newest token's output (B, N, 1, C) from that token, `x` at position `step`, and the cache."""
+        if fuses(x):
+            cache.product = cache.product or self.packed_product()
+            packed = F.linear(self.query_key.newest_columns(x, cache.past), *cache.product)  # (B, N, 1, 3C)
+            B, N, _, C = x.shape
+            cache.packed = cache.packed or TokenCache(packed.new_empty(B, N, cache.tokens, 2 * C))
+            dropout = self.dropout if self.training else 0.0
+            return self.output(attend_newest(packed, cache.packed, step, self.heads, dropout))
         query, key = self.query_key.step(x, cache.past).chunk(2, dim=-1)
         cache.keys.append(key)
         cache.values.append(self.value(x))
@@ -104,7 +156,7 @@ class SpatialAttention(nn.Module):
         self.query_key_value = nn.Linear(channels, 3 * channels)
 
     def attend(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
-        """Return the attended values of `x` (B, N, M, C), heads side by side: (B, N, M, C).
+        """Return the attended values of `x` (B, N, M, C) after ReLU, heads side by side: (B, N, M, C).
 
         A voice (B, N) of 0 and 1 says which sensors are attended to. Their weights sum to 1 among themselves:
 
@@ -113,7 +165,10 @@ class SpatialAttention(nn.Module):
         Both sums are one attention: the voice is one more channel of the values.
         """
         B, N, M, C = x.shape
-        parts = self.query_key_value(x).view(B, N, M, 3, self.heads, C // self.heads)
+        packed = self.query_key_value(x)
+        if graph is not None and graph.lists is not None and fuses(x):
+            return attend_sensors(packed, graph.lists, voice, self.heads, self.dropout if self.training else 0.0)
+        parts = packed.view(B, N, M, 3, self.heads, C // self.heads)
         # Tokens attend apart as heads do: to attention they are heads.
         query, key, value = parts.permute(3, 0, 2, 4, 1, 5).flatten(2, 3).unbind()  # (B, M heads, N, d)
         dropout = self.dropout if self.training else 0.0
@@ -123,14 +178,14 @@ class SpatialAttention(nn.Module):
         y = scaled_dot_product(query, key, value, None, dropout) if graph is None else graph(query, key, value, dropout)
         if voice is not None:
             y = y[..., :-1] / y[..., -1:].clamp_min(LEAST_VOICE)  # (B, M heads, N, d)
-        return y.transpose(1, 2).reshape(B, N, M, C)
+        return torch.relu(y.transpose(1, 2).reshape(B, N, M, C))
 
     def forward(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask of a graph; None allows everything.
 
         Of the sensors that the graph allows, only those with a voice (B, N) are attended to; None: all.
         """
-        return torch.relu(self.attend(x, graph, voice))
+        return self.attend(x, graph, voice)
 
 
 class TimeGatedConvolution(nn.Module):
@@ -155,16 +210,15 @@ class TimeGatedConvolution(nn.Module):
             flat = terms.flatten(0, 1).transpose(1, 2)  # (B N, 2C, M)
             flat = F.interpolate(flat, size=self.horizon, mode="linear", align_corners=True)
             terms = flat.transpose(1, 2).unflatten(0, memory.shape[:2])  # (B, N, P, 2C)
-        gate, content = terms.chunk(2, dim=-1)
-        return torch.sigmoid(gate) + content
+        return open_gate(terms)
 
     def forward(self, x: Tensor, reading: Tensor) -> Tensor:
         """Map decoder tokens (B, N, T, C), T <= P, with the memory's `reading` (B, N, P, C), to (B, N, T, C)."""
-        return self.output(torch.relu(self.causal(x) + reading[:, :, : x.shape[2]]))
+        return self.output(add_relu(self.causal(x), reading[:, :, : x.shape[2]]))
 
     def step(self, x: Tensor, reading: Tensor, step: int, past: list[Tensor]) -> Tensor:
         """Return the output (B, N, 1, C) of the newest token, which stands at position `step`."""
-        return self.output(torch.relu(self.causal.step(x, past) + reading[:, :, step : step + 1]))
+        return self.output(add_relu(self.causal.step(x, past), reading[:, :, step : step + 1]))
 
 
 class CrossAttention(nn.Module):

@@ -17,6 +17,7 @@ from model.scaled_dot_product import scaled_dot_product
 BLOCK_SIZES = (8, 16, 32)
 OVERHEAD = 8  # gathering a key for a block costs about as much as this many scores
 WORTH = 0.6  # blocks are used when they cost less than this share of dense attention
+MOST_LISTED = 64  # neighbours of a sensor on average, up to which a GPU goes through lists of them
 
 
 class AttentionBlocks(nn.Module):
@@ -33,10 +34,21 @@ class AttentionBlocks(nn.Module):
     keys: Tensor
     block_mask: Tensor
     places: Tensor
+    starts: Tensor
+    others: Tensor
+    seeing_starts: Tensor
+    seeing: Tensor
 
     def __init__(self, neighbours: Neighbours) -> None:
         super().__init__()
         self.neighbours = neighbours
+        self.is_listed = len(neighbours.sensors) <= MOST_LISTED * len(neighbours)
+        if self.is_listed:
+            seen_by = Neighbours.of(csr_array(neighbours.matrix().T))
+            names = ("starts", "others", "seeing_starts", "seeing")
+            lists = (neighbours.starts, neighbours.sensors, seen_by.starts, seen_by.sensors)
+            for name, tensor in zip(names, lists, strict=True):
+                self._keep(name, tensor)
         partitions = {size: partition(neighbours, size) for size in BLOCK_SIZES}
         cost = {
             size: len(blocks) * _width(blocks) * (size + OVERHEAD) for size, blocks in partitions.items()
@@ -65,6 +77,11 @@ class AttentionBlocks(nn.Module):
         for name, array in (("queries", queries.ravel()), ("keys", keys.ravel()), ("places", places)):
             self._keep(name, torch.from_numpy(array))
         self._keep("block_mask", torch.from_numpy(block_mask))  # (G, S, U)
+
+    @property
+    def lists(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The neighbours of each sensor, and of whom each is one: starts (N + 1,) and sensors (E,); None: too many."""
+        return (self.starts, self.others, self.seeing_starts, self.seeing) if self.is_listed else None
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Keep what moves with the module to a device and is no part of its weights: it follows from the mask."""

@@ -19,6 +19,7 @@ from model.attention import CrossAttention, SpatialAttention, TemporalAttention,
 from model.attention_blocks import AttentionBlocks
 from model.dropout import Dropout
 from model.encoder import DTGLKNetEncoder, EncoderSettings, NodeTokenEmbedding
+from model.fused import add_norm
 
 
 @dataclass
@@ -26,7 +27,7 @@ class DecoderLayerCache:
     """What one decoder layer remembers of a rollout, with what it read of the memory."""
 
     reading: Tensor
-    temporal: TemporalCache = field(default_factory=TemporalCache)
+    temporal: TemporalCache
     gate_past: list[Tensor] = field(default_factory=list)
 
 
@@ -49,15 +50,22 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, reading: Tensor, graph: AttentionBlocks | None) -> Tensor:
         """Map decoder tokens (B, N, T, C) to (B, N, T, C), with what the gate read of the memory, on a graph."""
-        x = x + self.dropout(self.temporal(self.temporal_norm(x)))
-        x = x + self.dropout(self.gate(self.gate_norm(x), reading))
-        return x + self.dropout(self.spatial(self.spatial_norm(x), graph))
+        x, normed = add_norm(x, self.dropout(self.temporal(self.temporal_norm(x))), self.gate_norm)
+        x, normed = add_norm(x, self.dropout(self.gate(normed, reading)), self.spatial_norm)
+        return x + self.dropout(self.spatial(normed, graph))
 
-    def step(self, x: Tensor, step: int, cache: DecoderLayerCache, graph: AttentionBlocks | None) -> Tensor:
-        """Map the newest decoder token (B, N, 1, C), at position `step`, to its output (B, N, 1, C)."""
-        x = x + self.dropout(self.temporal.step(self.temporal_norm(x), cache.temporal))
-        x = x + self.dropout(self.gate.step(self.gate_norm(x), cache.reading, step, cache.gate_past))
-        return x + self.dropout(self.spatial(self.spatial_norm(x), graph))
+    def step(
+        self, x: Tensor, y: Tensor | None, step: int, cache: DecoderLayerCache, graph: AttentionBlocks | None
+    ) -> tuple[Tensor, Tensor]:
+        """Map the newest decoder token, at position `step`, to its output, each as the two summands that it is.
+
+        All are (B, N, 1, C), and `y` None is 0. Who takes the output norms it, and adds on the way.
+        """
+        x, normed = add_norm(x, y, self.temporal_norm)
+        x, normed = add_norm(x, self.dropout(self.temporal.step(normed, step, cache.temporal)), self.gate_norm)
+        y = self.gate.step(normed, cache.reading, step, cache.gate_past)
+        x, normed = add_norm(x, self.dropout(y), self.spatial_norm)
+        return x, self.dropout(self.spatial(normed, graph))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +140,15 @@ class DTGLKNet(DTGLKNetEncoder):
         The decoder is causal, so every step needs only its own token and the caches of its layers: the whole rollout
         costs one decoder pass and equals decoding the growing sequence anew at each step. Gradients flow through it.
         """
-        caches = [DecoderLayerCache(reading) for reading in self.read(self.encode(inputs))]
+        readings = self.read(self.encode(inputs))
+        caches = [DecoderLayerCache(reading, TemporalCache(self.horizon)) for reading in readings]
         value = inputs.start.unsqueeze(-1)  # (B, N, 1)
         forecasts = []
         for step in range(self.horizon):
-            x = self.embed_values(value, first=step)  # (B, N, 1, C)
+            x, y = self.embed_values(value, first=step), None  # (B, N, 1, C)
             for layer, cache in zip(self.decoder, caches, strict=True):
-                x = layer.step(x, step, cache, self.topology_graph)  # type: ignore[operator]
-            value = self.prediction(self.decoder_norm(x)).squeeze(-1)
+                x, y = layer.step(x, y, step, cache, self.topology_graph)  # type: ignore[operator]
+            _, normed = add_norm(x, y, self.decoder_norm)
+            value = self.prediction(normed).squeeze(-1)
             forecasts.append(value)
         return torch.cat(forecasts, dim=-1)

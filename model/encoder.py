@@ -18,6 +18,7 @@ from model.attention import SpatialAttention, TemporalAttention
 from model.attention_blocks import AttentionBlocks
 from model.deformable_patches import DeformablePatches, RegularPatches
 from model.dropout import Dropout
+from model.fused import add_norm
 from model.large_kernels import LargeKernelBlock
 
 LARGE_KERNELS = (15, 17, 21, 27, 35, 55)  # the paper's
@@ -121,8 +122,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, M, C) to tokens (B, N, M, C), where the graph's sensors may look at those with a voice."""
-        x = x + self.dropout(self.temporal(self.temporal_norm(x)))
-        return x + self.dropout(self.spatial(self.spatial_norm(x), graph, voice))
+        x, normed = add_norm(x, self.dropout(self.temporal(self.temporal_norm(x))), self.spatial_norm)
+        return x + self.dropout(self.spatial(normed, graph, voice))
 
 
 class DTGLKNetEncoder(nn.Module):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.fused import scaled_add
+
 SMALL_KERNEL = 3
 
 
@@ -112,9 +114,9 @@ class LargeKernelBlock(nn.Module):
         x = x.permute(3, 2, 0, 1).reshape(C, M, B * N).contiguous()
         mixing, bias = self.token_mixing(M)
         y = torch.baddbmm(bias[:, None, None], mixing, x)
-        x = (x + self.convolution_scale * F.gelu(y)).view(1, C, M * B * N)
+        x = scaled_add(x, y, self.convolution_scale, gelu=True).view(1, C, M * B * N)
         x = self.convolution_norm(x)[0]  # (C, M B N)
         hidden = F.gelu(torch.addmm(self.expand.bias[:, None], self.expand.weight, x))  # (4C, M B N)
         y = torch.addmm(self.contract.bias[:, None], self.contract.weight, hidden)  # (C, M B N)
-        x = self.feed_forward_norm((x + self.feed_forward_scale * y).unsqueeze(0))
+        x = self.feed_forward_norm(scaled_add(x, y, self.feed_forward_scale).unsqueeze(0))
         return x.view(C, M, B, N).permute(2, 3, 1, 0)  # (B, N, M, C)

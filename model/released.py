@@ -34,7 +34,7 @@ class ReleasedSpatialAttention(SpatialAttention):
     def forward(self, x: Tensor, graph: AttentionBlocks | None, voice: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, M, C) to tokens (B, N, M, C) under the mask of a graph; None allows everything."""
         B, N, M, C = x.shape
-        return torch.relu(self.attend(x, graph, voice).reshape(B, M, N, C).transpose(1, 2))
+        return self.attend(x, graph, voice).reshape(B, M, N, C).transpose(1, 2)
 
 
 class ReleasedDTGLKNet(DTGLKNet):

@@ -25,6 +25,9 @@ from model.variants import VARIANTS
 REFERENCE = Path(__file__).parent / "reference"
 REAL_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
 
+if not torch.cuda.is_available():  # Triton interprets kernels if it is told so before anything imports it
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs from all tests but those that need one, which `make gpu` selects: `auto` is the CPU in all others."""

@@ -283,8 +283,8 @@ def test_temporal_attention_equals_its_formula(causal: bool) -> None:
     expected = layer.output(attention(*split, allowed).transpose(2, 3).flatten(3))
     torch.testing.assert_close(layer(x), expected)
     if causal:
-        cache = TemporalCache()
-        steps = [layer.step(x[:, :, token : token + 1], cache) for token in range(5)]
+        cache = TemporalCache(tokens=5)
+        steps = [layer.step(x[:, :, token : token + 1], token, cache) for token in range(5)]
         torch.testing.assert_close(torch.cat(steps, dim=2), expected)
 
 
