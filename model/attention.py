@@ -4,6 +4,7 @@ Axes are (B, N, M, C) throughout. What the decoder repeats at every step of a ro
 one token after the other, it returns the tokens that `forward` returns, from a cache of what it has seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -216,17 +217,24 @@ class TimeGatedConvolution(nn.Module):
         """Map decoder tokens (B, N, T, C), T <= P, with the memory's `reading` (B, N, P, C), to (B, N, T, C)."""
         return self.output(add_relu(self.causal(x), reading[:, :, : x.shape[2]]))
 
-    def step(self, x: Tensor, reading: Tensor, step: int, past: list[Tensor]) -> Tensor:
-        """Return the output (B, N, 1, C) of the newest token, which stands at position `step`."""
-        return self.output(add_relu(self.causal.step(x, past), reading[:, :, step : step + 1]))
+    def by_step(self, reading: Tensor) -> Sequence[Tensor]:
+        """Return what each step of the horizon takes of the memory's `reading`, P of (B, N, 1, C).
+
+        They are cut at once, for the gradients of cuts one by one would each be as large as all.
+        """
+        return reading.split(1, dim=2)
+
+    def step(self, x: Tensor, reading: Tensor, past: list[Tensor]) -> Tensor:
+        """Return the output (B, N, 1, C) of the newest token, with its step's part of the memory's reading."""
+        return self.output(add_relu(self.causal.step(x, past), reading))
 
 
 class CrossAttention(nn.Module):
     """Plain multi-head attention of the decoder's tokens to the memory's: the ablation of the time gate."""
 
-    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+    def __init__(self, channels: int, heads: int, horizon: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.horizon, self.dropout = heads, horizon, dropout
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(channels, 2 * channels)
         self.output = nn.Linear(channels, channels)
@@ -243,6 +251,10 @@ class CrossAttention(nn.Module):
         y = scaled_dot_product(query, key, value, None, dropout)  # (B N, heads, T, d)
         return self.output(y.transpose(1, 2).reshape(B, N, T, C))
 
-    def step(self, x: Tensor, reading: Tensor, _step: int, _past: list[Tensor]) -> Tensor:
-        """Return the output (B, N, 1, C) of the newest token; to it, neither its position nor the past matters."""
+    def by_step(self, reading: Tensor) -> Sequence[Tensor]:
+        """Return what each step of the horizon takes of the memory's `reading`: all of it."""
+        return [reading] * self.horizon
+
+    def step(self, x: Tensor, reading: Tensor, _past: list[Tensor]) -> Tensor:
+        """Return the output (B, N, 1, C) of the newest token; to it the past does not matter."""
         return self(x, reading)

@@ -7,6 +7,7 @@ Axes are (B, N, M, C) = batch, sensor, token, channel, unless a line says otherw
 scaled; the model knows neither units nor devices nor files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -24,9 +25,9 @@ from model.fused import add_norm
 
 @dataclass
 class DecoderLayerCache:
-    """What one decoder layer remembers of a rollout, with what it read of the memory."""
+    """What one decoder layer remembers of a rollout, with what each step takes of the memory."""
 
-    reading: Tensor
+    readings: Sequence[Tensor]
     temporal: TemporalCache
     gate_past: list[Tensor] = field(default_factory=list)
 
@@ -63,7 +64,7 @@ class DecoderLayer(nn.Module):
         """
         x, normed = add_norm(x, y, self.temporal_norm)
         x, normed = add_norm(x, self.dropout(self.temporal.step(normed, step, cache.temporal)), self.gate_norm)
-        y = self.gate.step(normed, cache.reading, step, cache.gate_past)
+        y = self.gate.step(normed, cache.readings[step], cache.gate_past)
         x, normed = add_norm(x, self.dropout(y), self.spatial_norm)
         return x, self.dropout(self.spatial(normed, graph))
 
@@ -97,7 +98,7 @@ class DTGLKNet(DTGLKNetEncoder):
                 TemporalAttention(channels, heads, sizes.kernel_size, dropout, causal=True),
                 TimeGatedConvolution(channels, sizes.kernel_size, sizes.horizon)
                 if settings.time_gate
-                else CrossAttention(channels, heads, dropout),
+                else CrossAttention(channels, heads, sizes.horizon, dropout),
                 self.spatial_attention(channels, heads, dropout),
                 channels,
                 dropout,
@@ -140,8 +141,10 @@ class DTGLKNet(DTGLKNetEncoder):
         The decoder is causal, so every step needs only its own token and the caches of its layers: the whole rollout
         costs one decoder pass and equals decoding the growing sequence anew at each step. Gradients flow through it.
         """
-        readings = self.read(self.encode(inputs))
-        caches = [DecoderLayerCache(reading, TemporalCache(self.horizon)) for reading in readings]
+        caches = [
+            DecoderLayerCache(layer.gate.by_step(reading), TemporalCache(self.horizon))  # type: ignore[operator,union-attr]
+            for layer, reading in zip(self.decoder, self.read(self.encode(inputs)), strict=True)
+        ]
         value = inputs.start.unsqueeze(-1)  # (B, N, 1)
         forecasts = []
         for step in range(self.horizon):

@@ -95,7 +95,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Callable[..., object], int]]] = {
         1,
     ),
     "gate": lambda: (layer := TimeGatedConvolution(C, 3, M), gated(layer), 2),
-    "cross-attention": lambda: (layer := CrossAttention(C, HEADS, 0.0), lambda x, y: layer(x, layer.read(y)), 2),
+    "cross-attention": lambda: (layer := CrossAttention(C, HEADS, M, 0.0), lambda x, y: layer(x, layer.read(y)), 2),
     "norm of a sum": lambda: (layer := nn.LayerNorm(C), lambda x, y: fused.add_norm(x, y, layer), 2),
     "norm alone": lambda: (layer := nn.LayerNorm(C), lambda x, y: fused.add_norm(x, y, layer)[1], 2),
     "large kernels": lambda: (layer := LargeKernelBlock(C, 5), layer, 1),
