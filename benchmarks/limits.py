@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.measure import Figure
+from model.fused import OPERATORS as FUSED
 
 OTHER = "other"
 # PyTorch's names of the operators of each class; whatever is not here is OTHER: sums and products element by element,
@@ -39,6 +40,12 @@ OPERATORS = {
         "_efficient_attention_backward",
         "_cudnn_attention_forward",
         "_cudnn_attention_backward",
+        "dtg_lknet::attend_tokens",
+        "dtg_lknet::attend_tokens_backward",
+        "dtg_lknet::attend_step",
+        "dtg_lknet::attend_step_backward",
+        "dtg_lknet::attend_sensors",
+        "dtg_lknet::attend_sensors_backward",
     ),
     "copies and gathers": (
         "copy_",
@@ -65,6 +72,8 @@ OPERATORS = {
         "select_backward",
         "slice_backward",
         "unfold_backward",
+        "dtg_lknet::token_columns",
+        "dtg_lknet::token_columns_backward",
     ),
     "softmax, norms, activations": (
         "softmax",
@@ -86,6 +95,13 @@ OPERATORS = {
         "threshold_backward",
         "sigmoid",
         "sigmoid_backward",
+        "dtg_lknet::add_norm",
+        "dtg_lknet::add_norm_backward",
+        "dtg_lknet::scaled_add",
+        "dtg_lknet::scaled_add_backward",
+        "dtg_lknet::open_gate",
+        "dtg_lknet::open_gate_backward",
+        "dtg_lknet::add_relu",
     ),
 }
 CLASS_OF = {name: title for title, names in OPERATORS.items() for name in names}
@@ -168,10 +184,36 @@ def work(function: Callable[[], object]) -> Work:
             sdpa_backward_flop_count(gradient, query, key, value)
         ),
     }
+    fused_on_gpu = {  # two products on the way there, and five on the way back, where the scores are made anew
+        FUSED.attend_tokens: lambda *shapes, **_: 4 * _token_pairs(shapes[0]),
+        FUSED.attend_tokens_backward: lambda *shapes, **_: 10 * _token_pairs(shapes[1]),
+        FUSED.attend_step: lambda *shapes, **_: 4 * _step_pairs(shapes[0], shapes[2]),
+        FUSED.attend_step_backward: lambda *shapes, **_: 10 * _step_pairs(shapes[1], shapes[4]),
+        FUSED.attend_sensors: lambda *shapes, **_: 4 * _sensor_pairs(shapes[0], shapes[2]),
+        FUSED.attend_sensors_backward: lambda *shapes, **_: 10 * _sensor_pairs(shapes[1], shapes[6]),
+    }
     # The inner mode is the first to see an operator, and takes composite ones apart before the outer one counts them.
-    with _Traffic() as traffic, FlopCounterMode(display=False, custom_mapping=fused_on_cpu) as operations:
+    formulas = {**fused_on_cpu, **fused_on_gpu}
+    with _Traffic() as traffic, FlopCounterMode(display=False, custom_mapping=formulas) as operations:
         function()
     return Work(operations.get_total_flops(), traffic.bytes, traffic.calls)
+
+
+def _token_pairs(packed: Sequence[int]) -> int:
+    """Return how many pairs of query and key, times channels, attention over tokens (B, N, M, 3C) has."""
+    samples, sensors, tokens, channels = packed
+    return samples * sensors * tokens**2 * channels // 3
+
+
+def _step_pairs(packed: Sequence[int], step: int) -> int:
+    """Return the same for the newest token (B, N, 1, 3C) of a rollout."""
+    return math.prod(packed) // 3 * (step + 1)
+
+
+def _sensor_pairs(packed: Sequence[int], others: Sequence[int]) -> int:
+    """Return the same for attention over sensors, (B, N, M, 3C), with so many neighbours, (E,), of all."""
+    samples, _, tokens, channels = packed
+    return samples * tokens * others[0] * channels // 3
 
 
 class _Traffic(TorchDispatchMode):

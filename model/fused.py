@@ -2,7 +2,7 @@
 
 `fuses` says where they are used: on CUDA with Triton, and on the device `meta`, where what a GPU would run is counted.
 Everywhere else the same is computed by PyTorch's own operators, which are the specification; the modules have them.
-Each operator here is one of PyTorch's (`torch.ops.dtg_lknet`), so that compilers, CUDA graphs and counts take it for
+Each operator here is one of PyTorch's (`OPERATORS`), so that compilers, CUDA graphs and counts take it for
 what it is: one kernel, on tensors of fixed shape, with no look at their values from Python. `model.triton_kernels` has
 the kernels.
 """
@@ -46,6 +46,7 @@ def dropout_seed(x: Tensor, rate: float) -> Tensor | None:
 
 
 _LIBRARY = Library("dtg_lknet", "DEF")
+OPERATORS = torch.ops.dtg_lknet
 
 
 def _operator(empty: Callable[..., Any], changed: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], OpOverload]:
@@ -63,7 +64,7 @@ def _operator(empty: Callable[..., Any], changed: tuple[str, ...] = ()) -> Calla
         _LIBRARY.define(name + infer_schema(function, mutates_args=changed), tags=torch.Tag.pt2_compliant_tag)
         for key, form in (("CUDA", function), ("CPU", function), ("Meta", empty)):  # on a CPU Triton interprets
             _LIBRARY.impl(name, form, key)
-        operator: OpOverload = getattr(torch.ops.dtg_lknet, name).default
+        operator: OpOverload = getattr(OPERATORS, name).default
         return operator
 
     return register
