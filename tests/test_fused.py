@@ -21,6 +21,7 @@ from model.large_kernels import LargeKernelBlock
 from tests.conftest import dense_graphs, make_network
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.cuda  # beside the interpreter: `make gpu` runs them on a GPU
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 B, N, M, C, HEADS = 2, 4, 3, 12, 3  # heads and tokens fill no tile
 RATE = 0.4
@@ -256,7 +257,6 @@ def batch(through_rollout: bool) -> Inputs:
         profile=draw(B, N, 3 * SIZES.steps_per_hour + SIZES.horizon, seed=3),
         imputed=imputed,
         last_week=values,
-        drift=draw(B, N, 3, seed=4),
         teacher=None if through_rollout else values,
     )
 
