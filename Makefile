@@ -25,7 +25,7 @@ demo: env
 		--output experiments/DEMO/comparison
 
 test: env
-	$(BIN)/python -m pytest --cov=lib --cov=model --cov-report=term
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov=lib --cov=model --cov-report=term
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow

@@ -94,10 +94,10 @@ def assert_same_runs(whole: RunFolder, resumed: RunFolder) -> None:
 
 
 def test_resuming_equals_not_stopping(make_dataset: DatasetMaker, tmp_path: Path) -> None:
-    settings = ["Training.dropout=0.2", "Training.max_batches=3", "Runtime.checkpoint_minutes=1e-9"]
+    settings = ["Training.dropout=0.2", "Training.max_batches=2", "Runtime.checkpoint_minutes=1e-9"]
     config = load(make_dataset(epochs=2, fine_tune_epochs=1), settings)
     whole = run(config, tmp_path / "out", "whole")
-    for last_step in range(10):  # before the first step, within and between the epochs of both stages, at the end
+    for last_step in range(7):  # before the first step, within and between the epochs of both stages, at the end
         killed = start_run(config, tmp_path / "out", f"killed-{last_step}")
         kill_in_step(killed, last_step)
         resumed = resume_run(killed.folder, VARIANTS, None)
