@@ -1,7 +1,7 @@
 """CUDA graphs: the work of a function on a GPU is captured once and then replayed, so that nothing waits for its start.
 
-A training step of the paper's network starts some 1,500 kernels, each by a call from Python; with small batches the GPU
-waits for them most of the time. A replay starts all of them at once.
+A training step of the paper's network starts hundreds of kernels, each by a call from Python; with small batches the
+GPU waits for them most of the time. A replay starts all of them at once.
 
 What is captured repeats the same kernels at the same addresses. So a captured function reads its samples from one
 tensor, changes only tensors that stay where they are (weights, statistics, state of the optimiser), and takes every

@@ -81,6 +81,7 @@ class TemporalCache:
         past: the last ones, for the convolution.
         keys, values: of all tokens so far, where each is an operator's own tensor.
         packed: both in one place, where the fused operators write and read them.
+        order: what ties the newest of their steps to the one before.
         product: the weights that queries, keys and values come from at once, made once for all steps.
     """
 
@@ -89,6 +90,7 @@ class TemporalCache:
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     packed: TokenCache | None = None
+    order: Tensor | None = None
     product: tuple[Tensor, Tensor] | None = None
 
 
@@ -136,7 +138,8 @@ class TemporalAttention(nn.Module):
             B, N, _, C = x.shape
             cache.packed = cache.packed or TokenCache(packed.new_empty(B, N, cache.tokens, 2 * C))
             dropout = self.dropout if self.training else 0.0
-            return self.output(attend_newest(packed, cache.packed, step, self.heads, dropout))
+            y, cache.order = attend_newest(packed, cache.order, cache.packed, step, self.heads, dropout)
+            return self.output(y)
         query, key = self.query_key.step(x, cache.past).chunk(2, dim=-1)
         cache.keys.append(key)
         cache.values.append(self.value(x))

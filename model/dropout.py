@@ -18,7 +18,7 @@ def drop(x: Tensor, rate: float) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, rate)
     drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept = drawn.view(torch.int16)[: x.numel()].view(x.shape) >= round(rate * LEVELS) - LEVELS // 2
+    kept = drawn.view(torch.int16)[: x.numel()].view(x.shape) >= min(round(rate * LEVELS), LEVELS - 1) - LEVELS // 2
     return x * (kept * (1 / (1 - rate))).to(x.dtype)
 
 

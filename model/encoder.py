@@ -87,9 +87,7 @@ class LargeKernelFrontEnd(nn.Module):
         """Map the series (B, N, L) to tokens (B, N, M, C); a context (B, N, 1 or M, C) is added to embedded patches."""
         tokens = self.patch_embedding(self.patches(series))  # (B, N, M, C)
         tokens = self.blocks(tokens if context is None else tokens + context)
-        return (
-            tokens.contiguous()
-        )  # the blocks leave channels first: sums with it would be so too, all through the encoder
+        return tokens.contiguous()  # the blocks leave channels first, and so would all sums with it in the encoder
 
 
 class NodeTokenEmbedding(nn.Module):

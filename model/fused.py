@@ -1,17 +1,22 @@
 """Chains of operators that are one kernel on a GPU, each way, and the choice between both forms.
 
-`fuses` says where they are used: on CUDA with Triton, and on the device `meta`, where what a GPU would run is counted.
-Everywhere else the same is computed by PyTorch's own operators, which are the specification; the modules have them.
+`fuses` says where they are used: on CUDA where Triton can compile, and on the device `meta`, where what a GPU would run
+is counted. Everywhere else the same is computed by PyTorch's own operators, which are the specification; the modules
+have them.
 Each operator here is one of PyTorch's (`OPERATORS`), so that compilers, CUDA graphs and counts take it for
 what it is: one kernel, on tensors of fixed shape, with no look at their values from Python. `model.triton_kernels` has
 the kernels.
 """
 
 import math
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +42,17 @@ def runs_kernels(device: torch.device) -> bool:
     """Return whether a device runs the kernels of this file, or stands for one that does."""
     if device.type != "cuda":
         return device.type == "meta"
-    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    return triton_compiles() and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+
+
+def triton_compiles() -> bool:
+    """Return whether Triton is there, with the C compiler and Python's headers that it needs to start a kernel.
+
+    Slim container images have PyTorch and Triton but often lack these two.
+    """
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return find_spec("triton") is not None and compiler is not None and headers.exists()
 
 
 def dropout_seed(x: Tensor, rate: float) -> Tensor | None:
@@ -208,7 +223,6 @@ class TokenCache:
     def __init__(self, keys_values: Tensor) -> None:
         self.keys_values = keys_values  # (B, N, P, 2C)
         self.gradients: Tensor | None = None
-        self.order: Tensor | None = None  # no values: it ties each step to the one before it
 
 
 def _step_empty(
@@ -306,11 +320,18 @@ class _Step(torch.autograd.Function):
         return result, None, None, None, None, None, None
 
 
-def attend_newest(packed: Tensor, cache: TokenCache, step: int, heads: int, dropout: float) -> Tensor:
-    """Let the newest token, packed (B, N, 1, 3C) at position `step`, attend to itself and the cache: (B, N, 1, C)."""
+def attend_newest(
+    packed: Tensor, order: Tensor | None, cache: TokenCache, step: int, heads: int, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Let the newest token, packed (B, N, 1, 3C) at position `step`, attend to itself and the cache.
+
+    Returns:
+        The attended values (B, N, 1, C), and the `order` that the next step is given, without values: it ties each step
+        to the one before. It is not kept in the cache, which every step keeps: nothing would ever free such a circle.
+    """
     seed = dropout_seed(packed, dropout)
-    output, cache.order = _Step.apply(packed, cache.order, cache, step, heads, dropout, seed)
-    return output
+    output, order = _Step.apply(packed, order, cache, step, heads, dropout, seed)
+    return output, order
 
 
 # ----------------------------------------------------------------------------------------- attention over sensors

@@ -1,5 +1,7 @@
 """Properties that hold for any weights, and forms that must be equal."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,18 @@ def random_inputs(model: DTGLKNet, batch: int = 2) -> Inputs:
     series = torch.randn(batch, num_nodes, model.front_end.patches.input_steps)
     teacher = torch.randn(batch, num_nodes, model.horizon)
     return Inputs(series, teacher[:, :, 0], torch.zeros(batch, dtype=torch.int64), teacher=teacher)
+
+
+def test_memory_of_a_rollout_is_freed_after_its_backward_pass() -> None:
+    """As the kernels of a GPU keep it: what is in a circle of nodes of autograd would never be freed."""
+    attention = TemporalAttention(8, 2, 3, 0.1, causal=True).to("meta")
+    cache = TemporalCache(tokens=3)
+    torch.cat([attention.step(torch.ones(2, 3, 1, 8, device="meta"), m, cache) for m in range(3)]).sum().backward()
+    kept = weakref.ref(cache.packed)
+    assert kept() is not None
+    del cache
+    gc.collect()
+    assert kept() is None
 
 
 def alone(inputs: Inputs) -> Inputs:
