@@ -100,11 +100,11 @@ def parts(device: str, quick: bool, data: Path, output: Path, scratch: Path) -> 
     """
     some = ["-k", "stid or dtw"] if quick else []
     tests = ["-m", "pytest", "-m", "cuda", "-rs", "-p", "no:cacheprovider", "--basetemp", str(scratch / "tests"), *some]
-    yield Part("tests", tests, 120, (*NEEDED, "pytest"))
+    yield Part("tests", tests, 150, (*NEEDED, "pytest"))
 
     measure = ["-m", "benchmarks.run", "--device", device, "--output", str(output / "benchmarks")]
     measure += ["--quick"] if quick else ["--repeats", "3", "--memory-limit", "50"]
-    yield Part("ways", [*measure, "--only", "ways"], 130)
+    yield Part("ways", [*measure, "--only", "ways"], 120)
     if not quick:
         yield Part("limits", [*measure, "--only", "limits"], 40)
         yield Part("steps", [*measure, "--only", "training", "fine-tuning", "rollout"], 60)
@@ -113,12 +113,12 @@ def parts(device: str, quick: bool, data: Path, output: Path, scratch: Path) -> 
     run += ["--set", f"Data.cache={scratch}"]
     if quick:
         run += ["--config", "configurations/DEMO.conf", "--recipe", "stid_demo", "--epochs", "1"]
-        yield Part("training", [*run, "--set", "Training.max_batches=5"], 130)
+        yield Part("training", [*run, "--set", "Training.max_batches=5"], 110)
         return
     series, links = (data / f"PEMS08.{ending}" for ending in ("npz", "csv"))
     run += ["--config", "configurations/PEMS08.conf", "--recipe", "paper", "--epochs", "2", "--fine-tune-epochs", "1"]
     run += ["--set", f"Data.graph_signal_matrix_filename={series}", "--set", f"Data.adj_filename={links}"]
-    yield Part("training", run, 130, files=(series, links))
+    yield Part("training", run, 110, files=(series, links))
 
 
 def do(part: Part, device: str, output: Path) -> Outcome:

@@ -33,8 +33,11 @@ LEAST_VOICE = 1e-6  # where no sensor that may be attended to has a voice, the a
 
 
 def fuses(x: Tensor) -> bool:
-    """Return whether modules that are given `x` use the operators of this file."""
-    return x.dtype in PRECISIONS and x.numel() > 0 and runs_kernels(x.device)
+    """Return whether modules that are given `x` use the operators of this file.
+
+    Not while PyTorch's compiler reads them: it gets PyTorch's own operators, which it fuses in its own way.
+    """
+    return not torch.compiler.is_compiling() and x.dtype in PRECISIONS and x.numel() > 0 and runs_kernels(x.device)
 
 
 @lru_cache

@@ -21,6 +21,8 @@ from model.large_kernels import LargeKernelBlock
 from tests.conftest import dense_graphs, make_network
 
 pytest.importorskip("triton")
+if torch.cuda.is_available() and not fused.triton_compiles():
+    pytest.skip("Triton finds no C compiler or no Python.h here", allow_module_level=True)
 pytestmark = pytest.mark.cuda  # beside the interpreter: `make gpu` runs them on a GPU
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 B, N, M, C, HEADS = 2, 4, 3, 12, 3  # heads and tokens fill no tile
@@ -314,14 +316,6 @@ def test_operators_are_as_compilers_want_them() -> None:
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments, test_utils=checks)  # type: ignore[arg-type]
-
-
-def test_a_compiler_takes_the_training_pass_as_one_graph(choose: Callable[[bool], None]) -> None:
-    choose(True)
-    model = network("paper")
-    expected = model(batch(False))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(batch(False)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
