@@ -10,8 +10,8 @@ LEVELS = 2**16  # of a random number, so that a rate is met to within 1e-5
 def drop(x: Tensor, rate: float) -> Tensor:
     """Return `x` with a share of its values, `rate`, set to 0, and the others divided by 1 - rate.
 
-    As `torch.nn.functional.dropout` in training, which on a CPU draws a number of 64 bits for each value. Here four
-    values share one: a quarter of the time of training a small network.
+    As `torch.nn.functional.dropout` in training, which on a CPU draws a number for each value. Here four values share
+    one of 64 bits: that takes a quarter off the training time of a small network.
     """
     if rate == 0:
         return x
