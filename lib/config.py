@@ -20,6 +20,7 @@ from lib.ini import (
     FilePath,
     FolderName,
     FolderPath,
+    Fraction,
     Horizon,
     Kind,
     LearningRate,
@@ -33,7 +34,6 @@ from lib.ini import (
     StepsPerHour,
     Switch,
     Threads,
-    Threshold,
     divisors,
     kind_of,
     meaning_of,
@@ -161,7 +161,7 @@ class GraphConfig:
         "rule of the similarity graph; auto: the variant's; full: attention everywhere",
     ] = "auto"
     neighbours: Annotated[Count, "k, the nearest neighbours of a sensor by DTW, for nearest"] = 10
-    gaussian_threshold: Annotated[Threshold, "smallest exp(-(d/sd)^2), for gaussian"] = 0.5
+    gaussian_threshold: Annotated[Fraction, "smallest exp(-(d/sd)^2), for gaussian"] = 0.5
     topology: Annotated[Literal["hops", "full"], "rule of the topology graph; full: attention everywhere"] = "hops"
     hops: Annotated[Count, "attention where the road distance is below this many links"] = 5
     laplacian: Annotated[

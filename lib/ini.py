@@ -120,7 +120,7 @@ PositiveNumber = Annotated[float, Kind("a number above 0", float, lambda value: 
 LearningRate = Annotated[float, Kind("a number above 0 and at most 1000", float, lambda value: 0 < value <= 1000)]
 NumberOrZero = Annotated[float, Kind("a number of at least 0", float, lambda value: 0 <= value < math.inf)]
 DropoutRate = Annotated[float, Kind("a number of at least 0 and below 1", float, lambda value: 0 <= value < 1)]
-Threshold = Annotated[float, Kind("a number above 0 and at most 1", float, lambda value: 0 < value <= 1)]
+Fraction = Annotated[float, Kind("a number above 0 and at most 1", float, lambda value: 0 < value <= 1)]
 Switch = Annotated[bool, Kind("on or off", _read_switch, write=lambda value: "on" if value else "off")]
 FolderName = Annotated[  # it becomes part of file and folder names
     str,

@@ -432,7 +432,7 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
     Of several processes the first alone does so; the others share its forecasts, and return nothing.
     """
     trainer, prepared, config = run.trainer, run.prepared, run.config
-    tested, validated = trainer.test(), trainer.test("val").forecast
+    tested, validated = trainer.test(), trainer.test("val")
     if not trainer.processes.first:
         return {}
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
@@ -447,7 +447,7 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         "parameters": _parameters(trainer.model),
         "epochs": len(trainer.progress.history),
         "best_epoch": best.get("epoch"),
-        "best_val_mae": best.get("val_mae"),
+        "best_val_mae": metrics_content(validated.errors)["overall"]["mae"],
         # Two results compare only when their targets are the same.
         "test_set": {
             "fingerprint": _fingerprint_of_targets(prepared, horizon),
@@ -460,8 +460,8 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         "baselines": {name: metrics_content(*errors) for name, errors in baselines.items()},
     }
     run.folder.save_predictions(tested.forecast, targets(prepared, starts, horizon), starts)
-    assert validated is not None
-    _save_intervals(run.folder, config, prepared, {"val": validated, "test": tested.forecast})
+    assert validated.forecast is not None
+    _save_intervals(run.folder, config, prepared, {"val": validated.forecast, "test": tested.forecast})
     if config.variant.has_encoder and cast(Encoder, trainer.model).deformable:
         _save_patch_positions(run.folder, trainer.model, trainer.windows, starts)
     run.folder.save_metrics(metrics)

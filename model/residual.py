@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from lib.ini import Count, Switch
+from lib.ini import Count, Fraction, Switch
 from lib.interface import Graphs, Inputs, Needs, Sizes, Variant
 from model.embeddings import HarmonicEmbedding
 from model.encoder import DTGLKNetEncoder, EncoderSettings
@@ -35,7 +35,8 @@ class DecoderSettings:
         True
     )
     autoregression: Annotated[Switch, "correct a linear autoregression of the residual on the topology graph"] = True
-    direct_head: Annotated[Switch, "half of the forecast is of the flow itself, from the last hour alone"] = True
+    direct_head: Annotated[Switch, "a part of the forecast is of the flow itself, from the last hour alone"] = True
+    direct_share: Annotated[Fraction, "the weight of that part; the weights of both parts have a sum of 1"] = 0.5
     identity: Annotated[Switch, "embeddings of sensor, time of day and day of the week"] = True
     harmonics: Annotated[Count, "harmonics of the day that the embedding of its time has"] = 48
     graph_means: Annotated[Switch, "sensors see the mean of all, of similar and of near sensors"] = True
@@ -127,8 +128,8 @@ class HorizonDecoder(nn.Module):
     """Forecast the whole horizon at once by two heads: the residual head, and the direct head, of the flow itself.
 
     Neither is fed a forecast of its own, so they cannot drift, and teacher forcing and the rollout are the same. The
-    heads err differently, and the forecast is their mean. In training both are returned, each with its own loss, so
-    neither learns to compensate for the other.
+    heads err differently, and the forecast is a weighted mean of both. In training both are returned, each with its own
+    loss, so neither learns to compensate for the other.
 
     Args:
         graphs: of the sensors.
@@ -159,14 +160,17 @@ class HorizonDecoder(nn.Module):
         values = flows + residuals + memory_channels
         self.residual_head = SensorMLP(sensors, values, sizes, settings)
         self.direct_head = SensorMLP(sensors, self.hour, sizes, settings) if settings.direct_head else None
+        self.direct_share = settings.direct_share
 
     def forward(self, inputs: Inputs, memory: Tensor | None = None) -> Tensor:
         """Forecast (B, N, P), perhaps with the memory (B, N, M, C) of the series; in training (2, B, N, P), by head."""
         forecast = self.by_residual(inputs, memory)  # (B, N, P)
         if self.direct_head is not None:
             direct = self.direct_head(inputs.series[:, :, -self.hour :], inputs.step_of_week)  # (B, N, P)
-            heads = torch.stack([direct, forecast])  # (2, B, N, P)
-            forecast = heads if self.training else heads.mean(dim=0)
+            if self.training:
+                forecast = torch.stack([direct, forecast])  # (2, B, N, P)
+            else:
+                forecast = self.direct_share * direct + (1 - self.direct_share) * forecast  # (B, N, P)
         if self.copy_imputed and inputs.last_week is not None:
             assert inputs.imputed is not None
             forecast = torch.where(inputs.imputed.unsqueeze(-1), inputs.last_week, forecast)

@@ -412,6 +412,7 @@ RANGES = {  # what is wrong and what is right of each setting but those of a few
     "Training.weight_decay": (["-1", "inf", "nan"], ["0", "0.01"]),
     "Model.patch_len": (COUNT_OR_ZERO[0], ["0", "6"]),
     "Model.large_kernels": (["", "15 16", "1", "15;17"], ["3", "15, 17", "15,17 21"]),
+    "Model.direct_share": (["0", "1.1", "nan"], ["0.3", "1"]),
     "Model.harmonics": (COUNT[0], ["1", "8"]),
     "Model.members": (COUNT[0], ["1", "8"]),
     "Model.history_steps": (COUNT_OR_ZERO[0], ["0", "144"]),
@@ -641,8 +642,8 @@ num_of_hours = 0
         f"its.conf [Train]: found unknown section 'Train', expected one of {', '.join(SECTION_NAMES)} "
         "(did you mean 'Training'?)",
         "its.conf [Model] time_gate: found a setting of variant paper, released, expected one of variant residual_mlp: "
-        "variant, residual, autoregression, direct_head, identity, harmonics, graph_means, past_days, carry_profile, "
-        "copy_imputed, mute_imputed, members",
+        "variant, residual, autoregression, direct_head, direct_share, identity, harmonics, graph_means, past_days, "
+        "carry_profile, copy_imputed, mute_imputed, members",
         "its.conf [Training] dropout: found '1', expected a number of at least 0 and below 1",
         "its.conf [Training] seed: found '-2', expected an integer from 0 to 4294967295",
         "mine.conf [Training] loss: found 'hubr', expected one of mae, huber, mse (did you mean 'huber'?)",
