@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.library import Library, infer_schema, register_autograd
 
+SWITCH = "DTG_LKNET_KERNELS"  # the environment variable that turns all of this off
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)  # of the GPUs that Triton has all of these for
 TILE = 1024  # entries of a tensor that a program holds at once, where shapes leave the choice
@@ -40,14 +41,16 @@ def fuses(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and x.dtype in PRECISIONS and x.numel() > 0 and runs_kernels(x.device)
 
 
-@lru_cache
 def runs_kernels(device: torch.device) -> bool:
     """Return whether a device runs the kernels of this file, or stands for one that does."""
+    if os.environ.get(SWITCH) == "off":
+        return False
     if device.type != "cuda":
         return device.type == "meta"
     return triton_compiles() and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
+@lru_cache
 def triton_compiles() -> bool:
     """Return whether Triton is there, with the C compiler and Python's headers that it needs to start a kernel.
 

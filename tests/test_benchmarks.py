@@ -42,7 +42,6 @@ from lib.data.windows import Batch
 from lib.errors import InputError
 from lib.files import load_json, load_npz
 from lib.interface import Inputs, Sizes
-from model import fused
 from model.dtg_lknet import DTGLKNet, PaperSettings
 
 WINDOWS = WindowShape(weeks=0, days=1, hours=3, horizon=4, points_per_hour=4)
@@ -276,7 +275,7 @@ def test_calls_and_traffic_of_a_known_network_are_those_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_counted_on_meta_is_what_runs(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "runs_kernels", lambda _device: False)  # tests/test_fused.py counts those
+    monkeypatch.setenv("DTG_LKNET_KERNELS", "off")  # tests/test_fused.py counts those
     workload = simulated_workload(9, 2, WINDOWS, SIZES, CPU)
     network, batch = workload.network(), workload.batch()
     counted = work_by_part(kind, network, batch)["forward"]
