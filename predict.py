@@ -14,15 +14,16 @@ from lib.files import check_writable
 from lib.inference import (
     Forecaster,
     History,
+    correct_flow,
     forecast_flow,
     load_forecaster,
     model_inputs,
     outlook_of,
     read_history,
     save_forecast,
-    score_observed,
 )
 from lib.intervals import Intervals, check_levels
+from lib.metrics import errors_of
 from lib.report.text_tables import markdown_table, table
 from lib.run_folder import RunFolder
 from model.variants import VARIANTS
@@ -164,6 +165,9 @@ def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Names
         week = np.array([outlook.step_of_week])
         half_widths = {level: intervals.half_width(week, level, imputed)[0] for level in arguments.interval}
     forecast = forecast_flow(forecaster, inputs, outlook)
+    if forecaster.config.training.bias_correction:
+        forecast, earlier = correct_flow(forecaster, history, outlook, forecast, max_gap)
+        print(f"bias correction by the errors of {earlier} earlier forecasts")
     negative = np.count_nonzero(forecast < 0)
     save_forecast(output, history, np.where(forecast <= 0, np.float32(0), forecast), half_widths)
     sensors, steps = forecast.shape
@@ -181,7 +185,7 @@ def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Names
 
 def score_lines(forecaster: Forecaster, forecast: NDArray[np.float32], truth: NDArray[np.floating]) -> str:
     """Return a table of the errors by horizon of forecasts (N, P) or (B, N, P)."""
-    errors = score_observed(forecast, truth)
+    errors = errors_of(forecast, truth)
     minutes = 60 / forecaster.config.data.points_per_hour
     rows = {f"{step * minutes:g} min": row for step, row in enumerate(errors.by_horizon(), start=1)}
     return table({**rows, "all": errors.overall()}, "horizon")

@@ -150,6 +150,9 @@ class TrainingConfig:
     padded_history: Annotated[
         Switch, "also train on windows that start before the data; the missing days repeat the first day"
     ] = False
+    bias_correction: Annotated[
+        Switch, "after training, forecasts are corrected by the run's own errors of the last hours and days"
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

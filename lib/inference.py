@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lib.bias_correction import corrected, earlier_starts, steps_back
 from lib.captured import Captured, recorder_for
 from lib.checkpoints import load_checkpoint, restored
 from lib.config import Config, DataConfig, parse_config
@@ -39,7 +40,6 @@ from lib.errors import InputError, nearest
 from lib.files import written_whole
 from lib.interface import Inputs, Variants
 from lib.intervals import bounds
-from lib.metrics import ForecastErrors
 from lib.numbers import number_text
 from lib.run_folder import BEST, RunFolder
 
@@ -91,10 +91,11 @@ class Forecaster:
     @property
     def steps_useful(self) -> int | None:
         """The number of steps before the forecast that are of use; None: all that there are."""
-        if self.config.needs.carried_profile:
+        data, needs = self.config.data, self.config.needs
+        if needs.carried_profile:
             return None
-        week_and_more = 8 * self.config.data.steps_per_day
-        return max(self.steps_needed, week_and_more if self.config.needs.imputed else 0)
+        useful = max(self.steps_needed, 8 * data.steps_per_day if needs.imputed else 0)
+        return useful + (steps_back(data.steps_per_day) if self.config.training.bias_correction else 0)
 
 
 def load_forecaster(folder: RunFolder, variants: Variants, device_name: str) -> Forecaster:
@@ -168,6 +169,12 @@ class History:
     def until(self, end: int) -> "History":
         """Return the history without the steps from an index on."""
         return replace(self, flow=self.flow[:end], marks=None if self.marks is None else self.marks[:end])
+
+    def with_unknown(self, steps: int) -> "History":
+        """Return the history with some steps more, of which nothing is known."""
+        later = ((0, steps), (0, 0))
+        marks = None if self.marks is None else np.pad(self.marks, later)
+        return replace(self, flow=np.pad(self.flow, later, constant_values=np.nan), marks=marks)
 
 
 def read_history(
@@ -404,19 +411,66 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
     return forecast
 
 
+def correct_flow(
+    forecaster: Forecaster, history: History, outlook: Outlook, forecast: NDArray[np.float32], max_gap: int
+) -> tuple[NDArray[np.float32], int]:
+    """Return a forecast (N, P) of the steps after a history, corrected by earlier forecasts, and how many these are."""
+    now = np.array([len(history.flow)])
+    earlier = _earlier_starts(forecaster, history, now, max_gap)
+    if not len(earlier):
+        return forecast, 0
+    history = history.with_unknown(forecaster.config.data.num_for_predict)  # the last of these reach beyond it
+    before, flags = _network_forecasts(forecaster, history, earlier)
+    if flags is not None:
+        imputed = np.zeros(len(forecast), dtype=np.bool_) if outlook.imputed is None else outlook.imputed
+        flags = np.concatenate([flags, imputed[None]])
+    forecasts = np.concatenate([before, forecast[None]])
+    return _corrected(history, forecasts, np.concatenate([earlier, now]), flags)[-1], len(earlier)
+
+
 def forecasts_from(
-    forecaster: Forecaster, history: History, label_starts: NDArray[np.int64]
+    forecaster: Forecaster, history: History, label_starts: NDArray[np.int64], max_gap: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     """Return the forecasts (B, N, P) from many steps of a history, and which sensors were imputed then, (B, N).
 
-    Each is that of `forecast_flow` from the steps before its label start alone: gaps, profile and imputed sensors are
-    as they were known then. The flags are None where the network does not ask for them.
+    Each is that of `forecast_flow` and `correct_flow` from the steps before its label start alone: gaps, profile and
+    imputed sensors are as they were known then. The flags are None where the network does not ask for them.
 
     Args:
         forecaster: the run.
         history: from the file's first step on.
         label_starts: (B,), the first steps to forecast, as indices into the history.
+        max_gap: the longest gap among the inputs of an earlier forecast whose errors count, in steps.
     """
+    if not forecaster.config.training.bias_correction:
+        return _network_forecasts(forecaster, history, label_starts)
+    starts = np.union1d(_earlier_starts(forecaster, history, label_starts, max_gap), label_starts)
+    forecast, flags = _network_forecasts(forecaster, history, starts)
+    asked = np.searchsorted(starts, label_starts)
+    return _corrected(history, forecast, starts, flags)[asked], None if flags is None else flags[asked]
+
+
+def _earlier_starts(
+    forecaster: Forecaster, history: History, label_starts: NDArray[np.int64], max_gap: int
+) -> NDArray[np.int64]:
+    """Return from where to forecast first, to know the errors that correct the forecasts from label starts (B,)."""
+    starts = earlier_starts(label_starts, forecaster.config.data.num_for_predict, history.calendar.steps_per_day)
+    starts = starts[starts >= forecaster.steps_needed]
+    return starts[~refused_starts(history, forecaster.offsets, starts, max_gap)]
+
+
+def _corrected(
+    history: History, forecast: NDArray[np.float32], label_starts: NDArray[np.int64], imputed: NDArray[np.bool_] | None
+) -> NDArray[np.float32]:
+    """Return forecasts (B, N, P), each corrected by what a history has before its label start."""
+    target = history.flow[label_starts[:, None] + np.arange(forecast.shape[2])].transpose(0, 2, 1).astype(np.float32)
+    return corrected(forecast, target, label_starts, history.calendar.steps_per_day, imputed)
+
+
+def _network_forecasts(
+    forecaster: Forecaster, history: History, label_starts: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Return what `forecasts_from` does, without correction."""
     config, horizon, calendar = forecaster.config, forecaster.config.data.num_for_predict, history.calendar
     flow = history.flow.astype(np.float32)
     length, day = len(flow), calendar.steps_per_day
@@ -480,14 +534,6 @@ def refused_starts(
         inputs = label_starts[:, None] + offsets
         refused |= too_long & ((inputs >= first) & (inputs < end)).any(axis=1)
     return refused
-
-
-def score_observed(forecast: NDArray[np.float32], truth: NDArray[Any]) -> ForecastErrors:
-    """Return the errors of forecasts (N, P) or (B, N, P) by horizon, over what is not NaN of the truth alike."""
-    errors = ForecastErrors.zero(truth.shape[-1])
-    shape = (-1, *truth.shape[-2:])
-    errors.update(torch.from_numpy(forecast).reshape(shape), torch.from_numpy(truth).reshape(shape))
-    return errors
 
 
 def save_forecast(

@@ -112,6 +112,14 @@ def mean_or_nan(total: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def errors_of(forecast: NDArray[np.float32], target: NDArray[Any]) -> ForecastErrors:
+    """Return the errors of forecasts (N, P) or (B, N, P) by horizon, over what is not NaN of the target alike."""
+    errors = ForecastErrors.zero(target.shape[-1])
+    shape = (-1, *target.shape[-2:])
+    errors.update(torch.from_numpy(forecast).reshape(shape), torch.from_numpy(target).reshape(shape))
+    return errors
+
+
 def metrics_content(errors: ForecastErrors, measured: ForecastErrors | None = None) -> dict[str, Any]:
     """Return errors as metrics.json has them: `overall`, and a list `by_horizon`; the same of measured targets alone.
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lib.baselines import score_baselines, targets
-from lib.calibration import RULES, calibrate_run
+from lib.bias_correction import corrected
+from lib.calibration import RULES, calibrate_run, targets_of
 from lib.captured import recorder_for, uses_graphs
 from lib.checkpoints import CARRIED, load_checkpoint, load_tensors, restored, save_checkpoint
 from lib.config import FILE_SETTINGS, Config, RuntimeConfig, parse_config
@@ -40,13 +41,14 @@ from lib.files import fingerprint, fingerprint_arrays, save_npz
 from lib.ini import read_sections
 from lib.interface import Encoder, Graphs, Neighbours, Variants
 from lib.intervals import Intervals
-from lib.metrics import metrics_content
+from lib.metrics import errors_of, metrics_content
 from lib.numbers import number_text
 from lib.precision import accelerate, in_precision, resolved
 from lib.provenance import provenance
 from lib.run_folder import RunFolder, new_run_folder, refuse_taken, remove_partial_files
 from lib.training import Evaluation, Trainer, epoch_line, evaluate
 
+SCORED_SPLITS = ("val", "test")  # in time order
 PATCH_SAMPLES, PATCH_BATCH = 50, 16  # test samples whose patches are looked at, and how many at once
 
 
@@ -60,11 +62,17 @@ class Run:
     windows: Windows
     model: nn.Module
 
-    def evaluate(self, split: str, batch_size: int) -> Evaluation:
-        """Forecast and score a split, keeping the forecasts."""
-        starts, loss = self.prepared.label_starts[split], self.config.training.loss
-        recorder = recorder_for(self.config.runtime, self.windows.device)
-        return evaluate(self.model, self.windows, starts, batch_size, split, loss, True, recorder)
+    def evaluations(self) -> Mapping[str, Evaluation]:
+        """Forecast and score validation and test split, keeping the forecasts."""
+        config = self.config
+        batch_size, loss = config.runtime.micro_batch or config.training.batch_size, config.training.loss
+        recorder = recorder_for(config.runtime, self.windows.device)
+        starts = self.prepared.label_starts
+        evaluated = {
+            split: evaluate(self.model, self.windows, starts[split], batch_size, split, loss, True, recorder)
+            for split in SCORED_SPLITS
+        }
+        return _with_bias_correction(config, self.prepared, evaluated)
 
 
 @dataclass(frozen=True)
@@ -432,13 +440,14 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
     Of several processes the first alone does so; the others share its forecasts, and return nothing.
     """
     trainer, prepared, config = run.trainer, run.prepared, run.config
-    tested, validated = trainer.test(), trainer.test("val")
+    of_network = {split: trainer.test(split) for split in SCORED_SPLITS}
     if not trainer.processes.first:
         return {}
+    scored = _with_bias_correction(config, prepared, of_network)
+    tested = scored["test"]
     horizon, starts = config.data.num_for_predict, prepared.label_starts["test"]
     baselines = score_baselines(prepared, "test", horizon, calendar_for(config))
     best: Mapping[str, Any] = next((entry for entry in reversed(trainer.progress.history) if entry["best"]), {})
-    assert tested.forecast is not None
     metrics = {
         "dataset": config.data.dataset_name,
         "variant": config.variant.name,
@@ -447,7 +456,7 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         "parameters": _parameters(trainer.model),
         "epochs": len(trainer.progress.history),
         "best_epoch": best.get("epoch"),
-        "best_val_mae": metrics_content(validated.errors)["overall"]["mae"],
+        "best_val_mae": scored["val"].errors.overall()["mae"],
         # Two results compare only when their targets are the same.
         "test_set": {
             "fingerprint": _fingerprint_of_targets(prepared, horizon),
@@ -459,13 +468,47 @@ def score_run(run: TrainingRun) -> dict[str, Any]:
         "test": metrics_content(tested.errors, tested.measured),
         "baselines": {name: metrics_content(*errors) for name, errors in baselines.items()},
     }
+    if config.training.bias_correction:
+        network = of_network["test"]
+        metrics["uncorrected"] = metrics_content(network.errors, network.measured)
+    assert tested.forecast is not None
     run.folder.save_predictions(tested.forecast, targets(prepared, starts, horizon), starts)
-    assert validated.forecast is not None
-    _save_intervals(run.folder, config, prepared, {"val": validated.forecast, "test": tested.forecast})
+    _save_intervals(run.folder, config, prepared, scored)
     if config.variant.has_encoder and cast(Encoder, trainer.model).deformable:
         _save_patch_positions(run.folder, trainer.model, trainer.windows, starts)
     run.folder.save_metrics(metrics)
     return metrics
+
+
+def _with_bias_correction(
+    config: Config, prepared: Prepared, evaluated: Mapping[str, Evaluation]
+) -> Mapping[str, Evaluation]:
+    """Return the scores and forecasts of splits in time order, with [Training] bias_correction after correcting them.
+
+    The first split starts with no errors that are known.
+    """
+    if not config.training.bias_correction:
+        return evaluated
+    horizon, flags = config.data.num_for_predict, imputed_for(config, prepared)
+    starts = {split: prepared.label_starts[split] for split in evaluated}
+    target = {split: targets(prepared, starts[split], horizon) for split in evaluated}
+    forecasts = [evaluation.forecast for evaluation in evaluated.values() if evaluation.forecast is not None]
+    every = np.concatenate(list(starts.values()))
+    forecast = corrected(
+        np.concatenate(forecasts),
+        np.concatenate(list(target.values())),
+        every,
+        config.data.steps_per_day,
+        None if flags is None else flags[every],
+    )
+    parts = np.split(forecast, np.cumsum([len(part) for part in starts.values()])[:-1])
+    scored = {}
+    for (split, evaluation), part in zip(evaluated.items(), parts, strict=True):
+        of_measured = None
+        if evaluation.measured is not None and prepared.measured is not None:
+            of_measured = errors_of(part, targets_of(prepared.measured, starts[split], horizon))
+        scored[split] = Evaluation(evaluation.loss, errors_of(part, target[split]), of_measured, part)
+    return scored
 
 
 def _fingerprint_of_targets(prepared: Prepared, horizon: int) -> str:
@@ -473,9 +516,10 @@ def _fingerprint_of_targets(prepared: Prepared, horizon: int) -> str:
 
 
 def _save_intervals(
-    folder: RunFolder, config: Config, prepared: Prepared, forecasts: Mapping[str, NDArray[np.float32]]
+    folder: RunFolder, config: Config, prepared: Prepared, evaluated: Mapping[str, Evaluation]
 ) -> Intervals | None:
     """Make and write the prediction intervals of a run; none where too few values are known for the levels scored."""
+    forecasts = {split: part.forecast for split, part in evaluated.items() if part.forecast is not None}
     try:
         intervals, scores = calibrate_run(
             prepared, forecasts, calendar_for(config), imputed_for(config, prepared), fingerprint(folder.best)
@@ -503,15 +547,10 @@ def intervals_for(folder: RunFolder, variants: Variants) -> Intervals:
     try:
         run = open_run(folder, variants, "auto")
         print(f"{found}: making it")
-        batch_size = run.config.runtime.micro_batch or run.config.training.batch_size
-        forecasts = {}
-        for split in ("val", "test"):
-            forecast = run.evaluate(split, batch_size).forecast
-            assert forecast is not None
-            forecasts[split] = forecast
+        evaluated = run.evaluations()
     except InputError as error:
         raise InputError(f"{found}, and cannot be made without the data of the run: {error}") from None
-    made = _save_intervals(folder, run.config, run.prepared, forecasts)
+    made = _save_intervals(folder, run.config, run.prepared, evaluated)
     if made is None:
         raise InputError(f"{found}, and cannot be made, expected a run with more validation samples")
     return made
@@ -545,12 +584,12 @@ def forecast_test_split(folder: RunFolder, variants: Variants) -> None:
         InputError: there is no such run, or what it was trained on is not there or has changed.
     """
     run = open_run(folder, variants, "auto")
-    training, starts, horizon = run.config.training, run.prepared.label_starts["test"], run.config.data.num_for_predict
+    starts, horizon = run.prepared.label_starts["test"], run.config.data.num_for_predict
     metrics = folder.read_metrics()
     if metrics["test_set"]["fingerprint"] != _fingerprint_of_targets(run.prepared, horizon):
         series = run.config.data.graph_signal_matrix_filename
         raise InputError(f"{series}: found other targets than those of {folder.metrics}, expected the same flow")
-    tested = run.evaluate("test", training.batch_size)
+    tested = run.evaluations()["test"]
     assert tested.forecast is not None
     before, now = metrics["test"]["overall"]["mae"], tested.errors.overall()["mae"]
     assert before is not None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from base64 import b64encode
@@ -44,7 +45,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     root = tmp_path_factory.mktemp("run")
     path = write_dataset(root, series()[: 16 * DAY, :, None], fine_tune_epochs=0)
     settings = ["Data.missing=interpolate", "Training.max_batches=3", f"Model.variant={request.param}"]
-    settings += ["Model.carry_profile=on"] * (request.param == "residual_mlp")
+    if request.param == "residual_mlp":
+        settings += ["Model.carry_profile=on", "Training.bias_correction=on"]
     config = load(path, settings)
     run = start_run(config, root / "out", "run")
     run.trainer.fit()
@@ -99,6 +101,7 @@ def test_each_forecast_is_that_of_a_file_that_ends_there(
         shown = capsys.readouterr().out
         if run[1].variant.name == "residual_mlp":  # the ways there are to forecast are all among the starts
             assert ("profile of the run's training" in shown) == (start < 14 * DAY)
+            assert re.search(r"bias correction by the errors of [1-9]\d* earlier forecasts", shown)
             assert ("imputed sensors: 1 of 5" in shown) == (start in (17 * DAY + 4, 17 * DAY + 10))
         for level, width in widths.items():
             np.testing.assert_allclose(column(f"upper_{level}"), forecast + width[place], atol=2e-3)

@@ -17,7 +17,8 @@ from lib.data.prepared import Prepared
 from lib.data.series import fill_gaps, find_gaps
 from lib.data.windowing import Calendar
 from lib.data.windows import Windows
-from lib.inference import Forecaster, load_forecaster, outlook_of, read_history, score_observed
+from lib.inference import Forecaster, load_forecaster, outlook_of, read_history
+from lib.metrics import errors_of
 from lib.run_folder import RunFolder
 from lib.runs import start_run
 from model.variants import VARIANTS
@@ -396,7 +397,7 @@ def test_the_truth_has_no_influence_on_the_forecast_it_scores(
 
 def test_a_horizon_without_truth_has_no_score() -> None:
     truth = np.array([[1.0, np.nan], [3.0, np.nan]])
-    errors = score_observed(np.array([[2.0, 5.0], [5.0, 5.0]], dtype=np.float32), truth)
+    errors = errors_of(np.array([[2.0, 5.0], [5.0, 5.0]], dtype=np.float32), truth)
     first, second = errors.by_horizon()
     assert first["mae"] == errors.overall()["mae"] == 1.5
     assert set(second.values()) == {None}

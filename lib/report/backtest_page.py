@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lib.backtest import Backtest, HourlyScores
 from lib.data.windowing import nearest_time
 from lib.files import written_whole
-from lib.inference import score_observed
 from lib.intervals import HOURS
+from lib.metrics import errors_of
 from lib.numbers import number_text
 from lib.report.explorer import EXPLORER_SCRIPT, EXPLORER_STYLE, Curve, embedded, explorer
 from lib.report.html import document, html_table, score_table
@@ -85,7 +85,7 @@ def _minutes(test: Backtest) -> float:
 
 
 def _results(test: Backtest, scores: HourlyScores, names: Sequence[str], unit: str) -> str:
-    errors = score_observed(test.forecast, test.measured)
+    errors = errors_of(test.forecast, test.measured)
     rows: dict[str, Any] = {
         f"{step * _minutes(test):g} min": row for step, row in enumerate(errors.by_horizon(), start=1)
     }
