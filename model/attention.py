@@ -21,7 +21,7 @@ from model.fused import (
     attend_sensors,
     attend_tokens,
     dropout_seed,
-    fuses,
+    fuses_attention,
     open_gate,
     token_columns,
 )
@@ -48,7 +48,7 @@ class TokenConvolution(nn.Module):
 
     def columns(self, x: Tensor) -> Tensor:
         """Lay the tokens under the taps side by side, zeros where there are none: (B, N, M, kernel_size * C)."""
-        if fuses(x):
+        if fuses_attention(x):
             return token_columns(x, self.kernel_size, self.left)
         padded = F.pad(x, (0, 0, self.left, self.kernel_size - 1 - self.left))
         columns = padded.unfold(2, self.kernel_size, 1).transpose(-1, -2).flatten(-2)
@@ -108,7 +108,7 @@ class TemporalAttention(nn.Module):
         """Map tokens (B, N, M, C) to tokens (B, N, M, C)."""
         B, N, M, C = x.shape
         dropout = self.dropout if self.training else 0.0
-        if fuses(x):
+        if fuses_attention(x):
             packed = F.linear(self.query_key.columns(x), *self.packed_product())  # (B, N, M, 3C)
             return self.output(attend_tokens(packed, self.heads, self.causal, dropout, dropout_seed(x, dropout)))
         query, key, value = (
@@ -132,7 +132,7 @@ class TemporalAttention(nn.Module):
 
     def step(self, x: Tensor, step: int, cache: TemporalCache) -> Tensor:
         """Return the newest token's output (B, N, 1, C) from that token, `x` at position `step`, and the cache."""
-        if fuses(x):
+        if fuses_attention(x):
             cache.product = cache.product or self.packed_product()
             packed = F.linear(self.query_key.newest_columns(x, cache.past), *cache.product)  # (B, N, 1, 3C)
             B, N, _, C = x.shape
@@ -170,7 +170,7 @@ class SpatialAttention(nn.Module):
         """
         B, N, M, C = x.shape
         packed = self.query_key_value(x)
-        if graph is not None and graph.lists is not None and fuses(x):
+        if graph is not None and graph.lists is not None and fuses_attention(x):
             return attend_sensors(packed, graph.lists, voice, self.heads, self.dropout if self.training else 0.0)
         parts = packed.view(B, N, M, 3, self.heads, C // self.heads)
         # Tokens attend apart as heads do: to attention they are heads.

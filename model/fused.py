@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.library import Library, infer_schema, register_autograd
 
+from model import cpu_kernels
+
 SWITCH = "DTG_LKNET_KERNELS"  # the environment variable that turns all of this off
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)  # of the GPUs that Triton has all of these for
@@ -39,6 +41,21 @@ def fuses(x: Tensor) -> bool:
     Not while PyTorch's compiler reads them: it gets PyTorch's own operators, which it fuses in its own way.
     """
     return not torch.compiler.is_compiling() and x.dtype in PRECISIONS and x.numel() > 0 and runs_kernels(x.device)
+
+
+def fuses_attention(x: Tensor) -> bool:
+    """Return whether modules that are given `x` use the operators for attention and for columns of tokens.
+
+    These are there for a CPU too.
+    """
+    if fuses(x):
+        return True
+    return not torch.compiler.is_compiling() and os.environ.get(SWITCH) != "off" and x.numel() > 0 and _on_cpu(x)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    """Return whether the kernels that are compiled for this machine's CPU take `x`."""
+    return x.is_cpu and cpu_kernels.library(x.dtype) is not None
 
 
 def runs_kernels(device: torch.device) -> bool:
@@ -122,6 +139,12 @@ def _precision_of_products(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def _sizes(packed: Tensor, heads: int, tokens: int = 0) -> tuple[int, int, int, int, float]:
+    """Return what kernels for a CPU want to know: sensors, tokens, heads, channels of a head, scale of the scores."""
+    width = packed.shape[-1] // 3 // heads
+    return packed.shape[:-2].numel(), tokens or packed.shape[-2], heads, width, width**-0.5
+
+
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.contiguous() for tensor in tensors)
 
@@ -162,6 +185,9 @@ def _attended_empty(packed: Tensor, heads: int, causal: bool, dropout: float = 0
 def attend_tokens(packed: Tensor, heads: int, causal: bool, dropout: float = 0, seed: Tensor | None = None) -> Tensor:
     """Let the tokens of each sensor attend to each other: packed (B, N, M, 3C) to attended values (B, N, M, C)."""
     output = _attended_empty(packed, heads, causal)
+    if _on_cpu(packed):
+        cpu_kernels.call("attend_tokens", packed, output, *_sizes(packed, heads), causal, seed, float(dropout))
+        return output
     *outer, tokens, channels = output.shape
     tiles = _HeadTiles.of(tokens, heads, channels)
     _kernels().attend_tokens_forward[math.prod(outer), tiles.count](
@@ -184,6 +210,10 @@ def attend_tokens_backward(
 ) -> Tensor:
     """Return the gradient of `packed` (B, N, M, 3C) from that of the attended values."""
     packed_gradient = torch.empty_like(packed)
+    if _on_cpu(packed):
+        tensors = (gradient, packed, packed_gradient)
+        cpu_kernels.call("attend_tokens_backward", *tensors, *_sizes(packed, heads), causal, seed, float(dropout))
+        return packed_gradient
     *outer, tokens, channels = gradient.shape
     tiles = _HeadTiles.of(tokens, heads, channels)
     _kernels().attend_tokens_backward[math.prod(outer), tiles.count](
@@ -247,6 +277,10 @@ def attend_step(
     Its key and value are written to their place in `keys_values` (B, N, P, 2C).
     """
     output = _step_empty(packed, keys_values, step, heads)
+    if _on_cpu(packed):
+        sizes = _sizes(packed, heads, keys_values.shape[-2])
+        cpu_kernels.call("attend_step", packed, keys_values, output, *sizes, step, seed, float(dropout))
+        return output
     *outer, tokens, channels = keys_values.shape
     tiles = _HeadTiles.of(tokens, heads, channels // 2)
     _kernels().attend_step_forward[math.prod(outer), tiles.count](
@@ -277,6 +311,10 @@ def attend_step_backward(
 ) -> Tensor:
     """Return the gradient of `packed`, and add to the `gradients` (B, N, P, 2C) of earlier keys and values."""
     packed_gradient = torch.empty_like(packed)
+    if _on_cpu(packed):
+        tensors, sizes = (gradient, packed, keys_values, gradients), _sizes(packed, heads, keys_values.shape[-2])
+        cpu_kernels.call("attend_step_backward", *tensors, packed_gradient, *sizes, step, seed, float(dropout))
+        return packed_gradient
     *outer, tokens, channels = keys_values.shape
     tiles = _HeadTiles.of(tokens, heads, channels // 2)
     _kernels().attend_step_backward[math.prod(outer), tiles.count](
@@ -392,6 +430,11 @@ def _attend_sensors(
     """Return the attended values after ReLU, and what the backward pass needs of the weights."""
     results = _attended_sensors_empty(packed, starts, others, seeing_starts, seeing, voice, heads)
     output, normalisers, shares = results
+    if _on_cpu(packed):
+        graph = (starts, others, None if voice is None else voice.float())
+        sizes = (len(packed), *_sizes(packed[0], heads))
+        cpu_kernels.call("attend_sensors", packed, *results, *graph, *sizes, seed, float(dropout), LEAST_VOICE)
+        return results
     grid, constants = _sensor_tiles(packed, heads)
     _kernels().attend_sensors_forward[grid](
         packed,
@@ -430,6 +473,12 @@ def _attend_sensors_backward(
 ) -> Tensor:
     """Return the gradient of `packed`."""
     packed_gradient = torch.empty_like(packed)
+    if _on_cpu(packed):
+        tensors = (gradient, packed, output, normalisers, shares, packed_gradient)
+        graph = (starts, others, seeing_starts, seeing, None if voice is None else voice.float())
+        sizes = (len(packed), *_sizes(packed[0], heads))
+        cpu_kernels.call("attend_sensors_backward", *tensors, *graph, *sizes, seed, float(dropout), LEAST_VOICE)
+        return packed_gradient
     grid, constants = _sensor_tiles(packed, heads)
     _kernels().attend_sensors_backward[grid](
         gradient,
@@ -500,6 +549,9 @@ def _row_tiles(x: Tensor) -> tuple[int, dict[str, int]]:
 @_operator(lambda x, taps, _: x.new_empty(*x.shape[:-1], taps * x.shape[-1]))
 def _token_columns(x: Tensor, taps: int, left: int) -> Tensor:
     columns = x.new_empty(*x.shape[:-1], taps * x.shape[-1])
+    if _on_cpu(x):
+        cpu_kernels.call("token_columns", x, columns, x.shape[:-2].numel(), *x.shape[-2:], taps, left)
+        return columns
     count, constants = _row_tiles(x)
     rows, tokens = x.numel() // x.shape[-1], x.shape[-2]
     _kernels().token_columns_forward[count,](x, columns, rows, TOKENS=tokens, TAPS=taps, LEFT=left, **constants)
@@ -510,6 +562,10 @@ def _token_columns(x: Tensor, taps: int, left: int) -> Tensor:
 def _token_columns_backward(gradient: Tensor, taps: int, left: int) -> Tensor:
     """Return the gradient of `x` from that of its columns."""
     x_gradient = gradient.new_empty(*gradient.shape[:-1], gradient.shape[-1] // taps)
+    if _on_cpu(gradient):
+        sizes = (gradient.shape[:-2].numel(), *x_gradient.shape[-2:])
+        cpu_kernels.call("token_columns_backward", gradient, x_gradient, *sizes, taps, left)
+        return x_gradient
     count, constants = _row_tiles(x_gradient)
     rows, tokens = x_gradient.numel() // x_gradient.shape[-1], x_gradient.shape[-2]
     _kernels().token_columns_backward[count,](

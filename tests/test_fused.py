@@ -1,6 +1,7 @@
-"""Kernels for GPUs against PyTorch's own operators: on CUDA as they are, elsewhere in Triton's interpreter."""
+"""Kernels against PyTorch's own operators: those for GPUs on CUDA, elsewhere in Triton's interpreter, and the CPU's."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,14 +14,13 @@ from benchmarks.limits import work
 from benchmarks.workloads import KINDS, SHIPPED_WINDOWS, Kind, NetworkSizes, loss_of, simulated_workload, step
 from lib.interface import Inputs, Neighbours, Sizes
 from lib.precision import recompute_in_backward
-from model import fused
+from model import cpu_kernels, fused
 from model.attention import CrossAttention, SpatialAttention, TemporalAttention, TemporalCache, TimeGatedConvolution
 from model.attention_blocks import AttentionBlocks
 from model.encoder import EncoderLayer
 from model.large_kernels import LargeKernelBlock
 from tests.conftest import dense_graphs, make_network
 
-pytest.importorskip("triton")
 if torch.cuda.is_available() and not fused.triton_compiles():
     pytest.skip("Triton finds no C compiler or no Python.h here", allow_module_level=True)
 pytestmark = pytest.mark.cuda  # beside the interpreter: `make gpu` runs them on a GPU
@@ -31,10 +31,25 @@ TOLERANCE = 2e-5  # of the norm of a tensor
 NEAR_ZERO = 1e-2  # of the largest norm: smaller tensors are measured against this much of it
 
 
-@pytest.fixture
-def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Give a function that says whether modules use the kernels."""
-    return lambda chosen: monkeypatch.setattr(fused, "runs_kernels", lambda _device: chosen)
+@pytest.fixture(params=["triton", "cpu"])
+def choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Give a function that says whether modules use the kernels: Triton's, and then those compiled for the CPU."""
+    compiled = cpu_kernels.library
+    if request.param == "triton" and find_spec("triton") is None:
+        pytest.skip("needs Triton")
+    if request.param == "cpu" and (DEVICE.type != "cpu" or compiled(torch.float32) is None):
+        pytest.skip("needs a C++ compiler, and tensors on the CPU")
+
+    def select(chosen: bool) -> None:
+        triton, cpu = (chosen and request.param == kind for kind in ("triton", "cpu"))
+        monkeypatch.setattr(fused, "runs_kernels", lambda _device: triton)
+        monkeypatch.setattr(cpu_kernels, "library", compiled if cpu else lambda _precision: None)
+
+    select(True)
+    return select
+
+
+triton_alone = pytest.mark.parametrize("choose", ["triton"], indirect=True)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -81,6 +96,11 @@ def gated(gate: TimeGatedConvolution) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, memory: gate(x[:, :, :2], gate.read(memory))
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """Return a tensor of more sensors and tokens, (B, 20, 17, 32), all of them different."""
+    return draw(B, 20, 17, 32, seed=5) * x.mean(dim=(1, 2, 3), keepdim=True)
+
+
 # Per name: the module, what calls it, and how many inputs (B, N, M, C) it has.
 CASES: dict[str, Callable[[], tuple[nn.Module, Callable[..., object], int]]] = {
     "tokens": lambda: (layer := TemporalAttention(C, HEADS, 3, 0.0, causal=False), layer, 1),
@@ -97,6 +117,8 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Callable[..., object], int]]] = {
         lambda x: layer(x, graph(), torch.tensor([[1.0, 0, 1, 1], [0, 0, 0, 0]], device=DEVICE)),
         1,
     ),
+    "wide heads": lambda: (layer := SpatialAttention(96, 4, 0.0), lambda x: layer(x.repeat(1, 1, 6, 8), graph()), 1),
+    "many tokens": lambda: (layer := TemporalAttention(32, 4, 5, 0.0, True), lambda x: layer(rows_of(x)), 1),
     "gate": lambda: (layer := TimeGatedConvolution(C, 3, M), gated(layer), 2),
     "cross-attention": lambda: (layer := CrossAttention(C, HEADS, M, 0.0), lambda x, y: layer(x, layer.read(y)), 2),
     "norm of a sum": lambda: (layer := nn.LayerNorm(C), lambda x, y: fused.add_norm(x, y, layer), 2),
@@ -180,6 +202,7 @@ def of_steps(seed: Tensor) -> Callable[[Tensor], Tensor]:
     return run
 
 
+@pytest.mark.usefixtures("choose")
 @pytest.mark.parametrize("operator", [of_tokens, of_steps])
 def test_dropout_of_tokens_follows_from_seed_and_place(operator: Callable[[Tensor], Callable[..., Tensor]]) -> None:
     packed, causal = draw(B, N, M, 3 * C), torch.ones(M, M, dtype=torch.bool, device=DEVICE).tril()
@@ -192,6 +215,7 @@ def test_dropout_of_tokens_follows_from_seed_and_place(operator: Callable[[Tenso
     assert_same(found, with_gradients(by_hand, [packed], []), TOLERANCE)
 
 
+@pytest.mark.usefixtures("choose")
 @pytest.mark.parametrize("with_voice", [False, True])
 def test_dropout_of_sensors_follows_from_seed_and_place(with_voice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     packed, blocks = draw(B, N, M, 3 * C), graph()
@@ -212,6 +236,7 @@ def test_dropout_of_sensors_follows_from_seed_and_place(with_voice: bool, monkey
     assert_same(found, with_gradients(by_hand, [packed], []), TOLERANCE)
 
 
+@pytest.mark.usefixtures("choose")
 def test_dropout_keeps_its_share_and_the_mean() -> None:
     tokens, heads = 16, 32
     packed = torch.zeros(1, 1, tokens, 3 * heads, device=DEVICE)
@@ -296,6 +321,8 @@ def test_dropout_is_the_same_when_a_layer_is_computed_again(choose: Callable[[bo
     assert_same(*results, 1e-6)
 
 
+@triton_alone
+@pytest.mark.usefixtures("choose")
 def test_operators_are_as_compilers_want_them() -> None:
     """Their shapes without values, their gradients, and what they change, are as they say."""
     packed, lists = draw(B, N, M, 3 * C).requires_grad_(), graph().lists
@@ -318,6 +345,7 @@ def test_operators_are_as_compilers_want_them() -> None:
         torch.library.opcheck(operator, arguments, test_utils=checks)  # type: ignore[arg-type]
 
 
+@triton_alone
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_counted_on_meta_is_what_runs_with_kernels(kind: Kind, choose: Callable[[bool], None]) -> None:
     windows, sizes = SHIPPED_WINDOWS, NetworkSizes(layers=1, channels=8, heads=2, large_kernels=(5,))

@@ -1,0 +1,592 @@
+// The kernels of model/fused.py for attention on a CPU: what model/triton_kernels.py has for GPUs, and the same numbers.
+//
+// Tensors are contiguous, (samples, sensors, tokens, channels), in float32 or bfloat16; packed ones have queries, keys
+// and values, or keys and values, side by side in their channels. All sums are in float32. No thread adds to what
+// another writes, so equal calls are equal to the bit, whatever the number of threads.
+//
+// model/cpu_kernels.py compiles this file, and calls its functions. PyTorch's own threads run it.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+constexpr int LANES = 16;  // numbers in a vector; a compiler splits it where a machine has fewer
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+struct BFloat16 {
+    uint16_t bits;
+    operator float() const {
+        const uint32_t wide = uint32_t(bits) << 16;
+        float value;
+        std::memcpy(&value, &wide, 4);
+        return value;
+    }
+    BFloat16& operator=(float value) {  // the nearest, of two the even one
+        uint32_t wide;
+        std::memcpy(&wide, &value, 4);
+        bits = uint16_t((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16);
+        return *this;
+    }
+};
+
+#ifdef BFLOAT16
+using Number = BFloat16;
+#else
+using Number = float;
+#endif
+
+// e^x for x <= 0, to about a unit in the last place; 0 from -87 down, where float32 ends.
+static Vector exponential(Vector x) {
+    const Vector shifted = x * 1.44269504f - 0.5f;
+    const Integers power = __builtin_convertvector(shifted > -126.0f ? shifted : Vector{} - 126.0f, Integers);
+    const Vector whole = __builtin_convertvector(power, Vector);
+    const Vector rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // within half of log 2
+    Vector y = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * rest * rest + rest + 1.0f;
+    const Vector scaled = y * (Vector)((power + 127) << 23);
+    return x < -87.0f ? Vector{} : scaled;  // what is no number stays so
+}
+
+// What dropout makes of a weight: 0, or 1 / (1 - rate). It follows from seed and place, by Philox 4x32-10.
+struct Dropout {
+    bool on;
+    uint32_t low, high;
+    float rate;
+
+    Dropout(const int64_t* seed, float rate)
+        : on(seed), low(seed ? uint32_t(*seed) : 0), high(seed ? uint32_t(uint64_t(*seed) >> 32) : 0), rate(rate) {}
+
+    // Of LANES problems, numbered from `problem` on, `stride` apart.
+    Vector factors(uint32_t query, uint32_t key, uint32_t problem, uint32_t stride) const {
+        uint32_t words[4][LANES], first = low, second = high;
+        float result[LANES];
+        for (uint32_t lane = 0; lane < LANES; ++lane) {
+            words[0][lane] = query, words[1][lane] = key, words[2][lane] = problem + lane * stride, words[3][lane] = 0;
+        }
+        for (int round = 0; round < 10; ++round, first += 0x9E3779B9, second += 0xBB67AE85)
+#pragma omp simd
+            for (int lane = 0; lane < LANES; ++lane) {
+                const uint64_t x = uint64_t(words[0][lane]) * 0xD2511F53, y = uint64_t(words[2][lane]) * 0xCD9E8D57;
+                words[0][lane] = uint32_t(y >> 32) ^ words[1][lane] ^ first;
+                words[1][lane] = uint32_t(y);
+                words[2][lane] = uint32_t(x >> 32) ^ words[3][lane] ^ second;
+                words[3][lane] = uint32_t(x);
+            }
+#pragma omp simd
+        for (int lane = 0; lane < LANES; ++lane)
+            result[lane] = float(int32_t(words[0][lane] >> 8)) * (1.0f / (1 << 24)) >= rate ? 1.0f / (1.0f - rate) : 0;
+        Vector vector;
+        std::memcpy(&vector, result, sizeof(vector));
+        return vector;
+    }
+};
+
+static Vector dot(long width, const Vector* a, const Vector* b) {
+    Vector sum = {};
+    for (long c = 0; c < width; ++c) sum += a[c] * b[c];
+    return sum;
+}
+
+static void add_scaled(long width, Vector factor, const Vector* a, Vector* sum) {
+    for (long c = 0; c < width; ++c) sum[c] += factor * a[c];
+}
+
+// Of 16 rows of 16: swap rows and columns, block by block of 1, 2, 4 and 8.
+template <int SIZE>
+static void swap_blocks(Vector* rows) {
+    Integers first, second;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < LANES; ++lane) {
+        first[lane] = lane & SIZE ? LANES + lane - SIZE : lane;
+        second[lane] = lane & SIZE ? LANES + lane : lane + SIZE;
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < LANES; ++row)
+        if (!(row & SIZE)) {
+            const Vector one = rows[row], other = rows[row + SIZE];
+            rows[row] = __builtin_shuffle(one, other, first);
+            rows[row + SIZE] = __builtin_shuffle(one, other, second);
+        }
+}
+
+static void transpose(Vector* rows) {
+    swap_blocks<1>(rows);
+    swap_blocks<2>(rows);
+    swap_blocks<4>(rows);
+    swap_blocks<8>(rows);
+}
+
+// Lay what LANES problems have side by side, run after run of numbers that lie together: `place` says where.
+template <int RUN, class Place>
+static void lay_runs(long runs, const Place& place, Vector* target) {
+    constexpr int AT_ONCE = LANES / RUN;
+    for (long run = 0; run < runs; run += AT_ONCE) {
+        const long known = std::min<long>(AT_ONCE, runs - run);
+        Vector rows[LANES] = {};
+        for (long k = 0; k < known; ++k) {
+            const auto own = place(run + k);
+#pragma GCC unroll 16
+            for (int lane = 0; lane < LANES; ++lane) {
+                float numbers[RUN] = {};
+                if (const Number* source = own(lane))
+                    for (int c = 0; c < RUN; ++c) numbers[c] = source[c];
+                std::memcpy(reinterpret_cast<char*>(&rows[lane]) + k * sizeof(numbers), numbers, sizeof(numbers));
+            }
+        }
+        transpose(rows);
+        std::copy_n(rows, known * RUN, target + run * RUN);
+    }
+}
+
+// Put them back.
+template <int RUN, class Place>
+static void put_runs(long runs, const Place& place, const Vector* source) {
+    constexpr int AT_ONCE = LANES / RUN;
+    for (long run = 0; run < runs; run += AT_ONCE) {
+        const long known = std::min<long>(AT_ONCE, runs - run);
+        Vector rows[LANES] = {};
+        std::copy_n(source + run * RUN, known * RUN, rows);
+        transpose(rows);
+        for (long k = 0; k < known; ++k) {
+            const auto own = place(run + k);
+#pragma GCC unroll 16
+            for (int lane = 0; lane < LANES; ++lane) {
+                float numbers[RUN];
+                std::memcpy(numbers, reinterpret_cast<char*>(&rows[lane]) + k * sizeof(numbers), sizeof(numbers));
+                if (Number* target = own(lane))
+                    for (int c = 0; c < RUN; ++c) target[c] = numbers[c];
+            }
+        }
+    }
+}
+
+template <class Place>
+static void lay(long width, long numbers, const Place& place, Vector* target) {
+    width % 8 ? lay_runs<1>(numbers, place, target) : lay_runs<8>(numbers / 8, place, target);
+}
+
+template <class Place>
+static void put(long width, long numbers, const Place& place, const Vector* source) {
+    width % 8 ? put_runs<1>(numbers, place, source) : put_runs<8>(numbers / 8, place, source);
+}
+
+// ---------------------------------------------------------------------------------------- attention over tokens
+//
+// A vector has the same number of LANES sensors, which are laid side by side head by head: (tokens, width, LANES).
+
+struct Lanes {
+    long first, count;  // of sensors; those that are missing in the last vector are 0
+
+    template <class T>
+    auto places(T* tensor, long sensor_size, long stride, long width) const {
+        const long length = width % 8 ? 1 : 8;  // of a run
+        return [=, this](long run) {
+            const long number = run * length;
+            T* own = tensor + first * sensor_size + number / width * stride + number % width;
+            return [=, this](int lane) -> T* { return lane < count ? own + lane * sensor_size : nullptr; };
+        };
+    }
+    void lay(const Number* source, long sensor_size, long stride, long tokens, long width, Vector* target) const {
+        ::lay(width, tokens * width, places(source, sensor_size, stride, width), target);
+    }
+    void put(const Vector* source, Number* target, long sensor_size, long stride, long tokens, long width) const {
+        ::put(width, tokens * width, places(target, sensor_size, stride, width), source);
+    }
+};
+
+// Turn scores into weights that sum to 1.
+static void softmax(Vector* scores, long count) {
+    Vector best = scores[0], total = {};
+    for (long j = 1; j < count; ++j) best = scores[j] > best ? scores[j] : best;
+    for (long j = 0; j < count; ++j) total += scores[j] = exponential(scores[j] - best);
+    const Vector share = 1.0f / total;
+    for (long j = 0; j < count; ++j) scores[j] *= share;
+}
+
+extern "C" void attend_tokens(const Number* packed, Number* output, long sensors, long tokens, long heads, long width,
+                              long causal, float scale, const int64_t* seed, float rate, long threads) {
+    const Dropout dropout(seed, rate);
+    const long channels = heads * width, size = tokens * width;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vector> query(size), key(size), value(size), result(size), weights(tokens);
+#pragma omp for collapse(2)
+        for (long first = 0; first < sensors; first += LANES)
+            for (long h = 0; h < heads; ++h) {
+                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+                const Number* own = packed + h * width;
+                for (auto* part : {&query, &key, &value}) {
+                    lanes.lay(own, tokens * 3 * channels, 3 * channels, tokens, width, part->data());
+                    own += channels;
+                }
+                for (long m = 0; m < tokens; ++m) {
+                    const long limit = causal ? m + 1 : tokens;
+                    for (long j = 0; j < limit; ++j)
+                        weights[j] = scale * dot(width, &query[m * width], &key[j * width]);
+                    softmax(weights.data(), limit);
+                    std::fill_n(&result[m * width], width, Vector{});
+                    for (long j = 0; j < limit; ++j) {
+                        if (dropout.on) weights[j] *= dropout.factors(m, j, first * heads + h, heads);
+                        add_scaled(width, weights[j], &value[j * width], &result[m * width]);
+                    }
+                }
+                lanes.put(result.data(), output + h * width, tokens * channels, channels, tokens, width);
+            }
+    }
+}
+
+extern "C" void attend_tokens_backward(const Number* gradient, const Number* packed, Number* packed_gradient,
+                                       long sensors, long tokens, long heads, long width, long causal, float scale,
+                                       const int64_t* seed, float rate, long threads) {
+    const Dropout dropout(seed, rate);
+    const long channels = heads * width, size = tokens * width;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vector> query(size), key(size), value(size), incoming(size), weights(tokens), changes(tokens);
+        std::vector<Vector> of_query(size), of_key(size), of_value(size);
+#pragma omp for collapse(2)
+        for (long first = 0; first < sensors; first += LANES)
+            for (long h = 0; h < heads; ++h) {
+                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+                const Number* own = packed + h * width;
+                for (auto* part : {&query, &key, &value}) {
+                    lanes.lay(own, tokens * 3 * channels, 3 * channels, tokens, width, part->data());
+                    own += channels;
+                }
+                lanes.lay(gradient + h * width, tokens * channels, channels, tokens, width, incoming.data());
+                for (auto* sum : {&of_query, &of_key, &of_value}) std::fill(sum->begin(), sum->end(), Vector{});
+                for (long m = 0; m < tokens; ++m) {
+                    const long limit = causal ? m + 1 : tokens;
+                    for (long j = 0; j < limit; ++j)
+                        weights[j] = scale * dot(width, &query[m * width], &key[j * width]);
+                    softmax(weights.data(), limit);
+                    Vector mean = {};
+                    for (long j = 0; j < limit; ++j) {
+                        changes[j] = dot(width, &incoming[m * width], &value[j * width]);
+                        Vector kept = weights[j];
+                        if (dropout.on) {
+                            const Vector factor = dropout.factors(m, j, first * heads + h, heads);
+                            changes[j] *= factor;
+                            kept *= factor;
+                        }
+                        mean += weights[j] * changes[j];
+                        add_scaled(width, kept, &incoming[m * width], &of_value[j * width]);
+                    }
+                    for (long j = 0; j < limit; ++j) {
+                        const Vector change = scale * weights[j] * (changes[j] - mean);  // of the products
+                        add_scaled(width, change, &key[j * width], &of_query[m * width]);
+                        add_scaled(width, change, &query[m * width], &of_key[j * width]);
+                    }
+                }
+                Number* target = packed_gradient + h * width;
+                for (const auto* part : {&of_query, &of_key, &of_value}) {
+                    lanes.put(part->data(), target, tokens * 3 * channels, 3 * channels, tokens, width);
+                    target += channels;
+                }
+            }
+    }
+}
+
+// ---------------------------------------------------------------------- attention of a rollout's newest token
+
+extern "C" void attend_step(const Number* packed, Number* cache, Number* output, long sensors, long tokens, long heads,
+                            long width, long step, float scale, const int64_t* seed, float rate, long threads) {
+    const Dropout dropout(seed, rate);
+    const long channels = heads * width, size = tokens * width;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vector> query(width), key(size), value(size), result(width), weights(tokens);
+#pragma omp for
+        for (long first = 0; first < sensors; first += LANES) {
+            const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+            for (long sensor = first; sensor < first + lanes.count; ++sensor)
+                std::copy_n(packed + (sensor * 3 + 1) * channels, 2 * channels,
+                            cache + (sensor * tokens + step) * 2 * channels);
+            for (long h = 0; h < heads; ++h) {
+                const Number* kept = cache + h * width;
+                lanes.lay(packed + h * width, 3 * channels, 0, 1, width, query.data());
+                lanes.lay(kept, tokens * 2 * channels, 2 * channels, step + 1, width, key.data());
+                lanes.lay(kept + channels, tokens * 2 * channels, 2 * channels, step + 1, width, value.data());
+                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), &key[j * width]);
+                softmax(weights.data(), step + 1);
+                std::fill(result.begin(), result.end(), Vector{});
+                for (long j = 0; j <= step; ++j) {
+                    if (dropout.on) weights[j] *= dropout.factors(step, j, first * heads + h, heads);
+                    add_scaled(width, weights[j], &value[j * width], result.data());
+                }
+                lanes.put(result.data(), output + h * width, channels, 0, 1, width);
+            }
+        }
+    }
+}
+
+// After all later steps: adds to the gradients of earlier keys and values. The newest token's go out, and are 0 then.
+extern "C" void attend_step_backward(const Number* gradient, const Number* packed, const Number* cache,
+                                     float* cache_gradient, Number* packed_gradient, long sensors, long tokens,
+                                     long heads, long width, long step, float scale, const int64_t* seed, float rate,
+                                     long threads) {
+    const Dropout dropout(seed, rate);
+    const long channels = heads * width, size = tokens * width;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vector> query(width), incoming(width), key(size), value(size), of_query(width), of_pair(2 * width);
+        std::vector<Vector> weights(tokens), changes(tokens), kept(tokens);
+#pragma omp for
+        for (long first = 0; first < sensors; first += LANES)
+            for (long h = 0; h < heads; ++h) {
+                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+                const Number* own = cache + h * width;
+                lanes.lay(packed + h * width, 3 * channels, 0, 1, width, query.data());
+                lanes.lay(gradient + h * width, channels, 0, 1, width, incoming.data());
+                lanes.lay(own, tokens * 2 * channels, 2 * channels, step + 1, width, key.data());
+                lanes.lay(own + channels, tokens * 2 * channels, 2 * channels, step + 1, width, value.data());
+                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), &key[j * width]);
+                softmax(weights.data(), step + 1);
+                Vector mean = {};
+                for (long j = 0; j <= step; ++j) {
+                    const Vector factor =
+                        dropout.on ? dropout.factors(step, j, first * heads + h, heads) : Vector{} + 1.0f;
+                    changes[j] = factor * dot(width, incoming.data(), &value[j * width]);
+                    kept[j] = factor * weights[j];
+                    mean += weights[j] * changes[j];
+                }
+                std::fill(of_query.begin(), of_query.end(), Vector{});
+                for (long j = 0; j <= step; ++j) {
+                    const Vector change = scale * weights[j] * (changes[j] - mean);  // of the product
+                    add_scaled(width, change, &key[j * width], of_query.data());
+                    for (long lane = 0; lane < lanes.count; ++lane) {
+                        const long sensor = first + lane;
+                        float* of_key = cache_gradient + (sensor * tokens + j) * 2 * channels + h * width;
+                        float* of_value = of_key + channels;
+                        for (long c = 0; c < width; ++c) {
+                            of_key[c] += change[lane] * query[c][lane];
+                            of_value[c] += kept[j][lane] * incoming[c][lane];
+                        }
+                        if (j < step) continue;
+                        Number* target = packed_gradient + (sensor * 3 + 1) * channels + h * width;
+                        for (long c = 0; c < width; ++c) {
+                            target[c] = of_key[c];
+                            target[channels + c] = of_value[c];
+                            of_key[c] = of_value[c] = 0;
+                        }
+                    }
+                }
+                lanes.put(of_query.data(), packed_gradient + h * width, 3 * channels, 0, 1, width);
+            }
+    }
+}
+
+// --------------------------------------------------------------------------------------- attention over sensors
+//
+// A vector has LANES of the pairs of token and head, which lie side by side: (sensors, parts, blocks, width, LANES).
+
+struct Pairs {
+    long tokens, heads, width, count, blocks;
+
+    Pairs(long tokens, long heads, long width)
+        : tokens(tokens), heads(heads), width(width), count(tokens * heads), blocks((count + LANES - 1) / LANES) {}
+
+    long size() const { return blocks * width; }  // vectors of a part of a sensor
+    template <class T>
+    auto places(T* tensor, long stride) const {
+        const long length = width % 8 ? 1 : 8;  // of a run
+        return [=, this](long run) {
+            const uint32_t first = run * length / width * LANES, number = run * length % width;
+            return [=, this](uint32_t lane) -> T* {
+                const uint32_t pair = first + lane, own_heads = heads;
+                return pair < count ? tensor + pair / own_heads * stride + pair % own_heads * width + number : nullptr;
+            };
+        };
+    }
+    void lay(const Number* source, long stride, Vector* target) const {
+        ::lay(width, size(), places(source, stride), target);
+    }
+    void put(const Vector* source, Number* target, long stride) const {
+        ::put(width, size(), places(target, stride), source);
+    }
+    // Of numbers that lie pair by pair: those of a block.
+    Vector block_of(const float* numbers, long block) const {
+        Vector result = {};
+        std::memcpy(&result, numbers + block * LANES, std::min<long>(LANES, count - block * LANES) * sizeof(float));
+        return result;
+    }
+    void put_block(Vector result, float* numbers, long block) const {
+        std::memcpy(numbers + block * LANES, &result, std::min<long>(LANES, count - block * LANES) * sizeof(float));
+    }
+};
+
+extern "C" void attend_sensors(const Number* packed, Number* output, float* normalisers, float* shares,
+                               const int64_t* starts, const int64_t* others, const float* voice, long samples,
+                               long sensors, long tokens, long heads, long width, float scale, const int64_t* seed,
+                               float rate, float least_voice, long threads) {
+    const Dropout dropout(seed, rate);
+    const Pairs pairs(tokens, heads, width);
+    const long channels = heads * width, size = pairs.size(), all = samples * sensors;
+    const std::unique_ptr<Vector[]> laid(new Vector[all * 3 * size]);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vector> weights, result(size);
+#pragma omp for
+        for (long part = 0; part < all * 3; ++part)
+            pairs.lay(packed + part / 3 * tokens * 3 * channels + part % 3 * channels, 3 * channels, &laid[part * size]);
+#pragma omp for
+        for (long row = 0; row < all; ++row) {
+            const long sample = row / sensors, sensor = row % sensors, count = starts[sensor + 1] - starts[sensor];
+            const int64_t* own = others + starts[sensor];
+            weights.resize(count);
+            std::fill(result.begin(), result.end(), Vector{});
+            for (long block = 0; block < pairs.blocks; ++block) {
+                const Vector* query = &laid[row * 3 * size + block * width];
+                const auto key = [&](long e) { return &laid[((sample * sensors + own[e]) * 3 + 1) * size + block * width]; };
+                Vector best = Vector{} - INFINITY, total = {}, heard = {};
+                for (long e = 0; e < count; ++e) {
+                    weights[e] = scale * dot(width, query, key(e));
+                    best = weights[e] > best ? weights[e] : best;
+                }
+                for (long e = 0; e < count; ++e) {
+                    Vector weight = exponential(weights[e] - best);
+                    total += weight;
+                    if (dropout.on) weight *= dropout.factors(sensor, own[e], sample * pairs.count + block * LANES, 1);
+                    if (voice) weight *= voice[sample * sensors + own[e]];
+                    heard += weight;
+                    add_scaled(width, weight, key(e) + size, &result[block * width]);
+                }
+                Vector normaliser = best;
+                for (int lane = 0; lane < LANES; ++lane) normaliser[lane] += std::log(total[lane]);
+                pairs.put_block(normaliser, normalisers + row * pairs.count, block);
+                if (voice) {
+                    const Vector share = heard / total;
+                    pairs.put_block(share, shares + row * pairs.count, block);
+                    total *= share < least_voice ? Vector{} + least_voice : share;
+                }
+                for (long c = 0; c < width; ++c) {
+                    Vector& attended = result[block * width + c];
+                    attended = attended < 0.0f ? Vector{} : attended / total;
+                }
+            }
+            pairs.put(result.data(), output + row * tokens * channels, channels);
+        }
+    }
+}
+
+extern "C" void attend_sensors_backward(const Number* gradient, const Number* packed, const Number* output,
+                                        const float* normalisers, const float* shares, Number* packed_gradient,
+                                        const int64_t* starts, const int64_t* others, const int64_t* seeing_starts,
+                                        const int64_t* seeing, const float* voice, long samples, long sensors,
+                                        long tokens, long heads, long width, float scale, const int64_t* seed,
+                                        float rate, float least_voice, long threads) {
+    const Dropout dropout(seed, rate);
+    const Pairs pairs(tokens, heads, width);
+    const long channels = heads * width, size = pairs.size(), all = samples * sensors;
+    // Queries, keys, values, and the gradient of the output before ReLU and the division by the share that is heard.
+    const std::unique_ptr<Vector[]> laid(new Vector[all * 4 * size]);
+    // Of each query: the mean of the gradients of its weights, and what each weight changes by the share.
+    const std::unique_ptr<Vector[]> means(new Vector[all * pairs.blocks]), of_shares(new Vector[all * pairs.blocks]);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vector> result(size), of_query(size), of_key(size), of_value(size);
+#pragma omp for
+        for (long row = 0; row < all; ++row) {
+            Vector* own = &laid[row * 4 * size];
+            for (int part = 0; part < 3; ++part)
+                pairs.lay(packed + row * tokens * 3 * channels + part * channels, 3 * channels, own + part * size);
+            pairs.lay(output + row * tokens * channels, channels, result.data());
+            pairs.lay(gradient + row * tokens * channels, channels, own += 3 * size);
+            for (long c = 0; c < size; ++c) own[c] = result[c] > 0.0f ? own[c] : Vector{};
+            for (long block = 0; block < pairs.blocks; ++block) {
+                Vector &mean = means[row * pairs.blocks + block], &of_share = of_shares[row * pairs.blocks + block];
+                mean = dot(width, own + block * width, &result[block * width]);
+                of_share = Vector{};
+                if (!voice) continue;
+                const Vector share = pairs.block_of(shares + row * pairs.count, block);
+                const Vector divisor = share < least_voice ? Vector{} + least_voice : share;
+                of_share = share < least_voice ? Vector{} : -mean / divisor;
+                mean = share < least_voice ? mean : Vector{};
+                for (long c = 0; c < width; ++c) own[block * width + c] /= divisor;
+            }
+        }
+        // From query to key, in a block: the gradient of the product, and the weight with all factors on it.
+        const auto between = [&](long sample, long query, long key, long block, Vector& change, Vector& weight) {
+            const long row = sample * sensors + query, own = row * 4 * size + block * width;
+            const long other = (sample * sensors + key) * 4 * size + block * width;
+            weight = exponential(scale * dot(width, &laid[own], &laid[other + size]) -
+                                 pairs.block_of(normalisers + row * pairs.count, block));
+            change = dot(width, &laid[own + 3 * size], &laid[other + 2 * size]) + of_shares[row * pairs.blocks + block];
+            Vector factor = Vector{} + (voice ? voice[sample * sensors + key] : 1.0f);
+            if (dropout.on) factor *= dropout.factors(query, key, sample * pairs.count + block * LANES, 1);
+            change = scale * weight * (change * factor - means[row * pairs.blocks + block]);
+            weight *= factor;
+        };
+#pragma omp for
+        for (long row = 0; row < all; ++row) {
+            const long sample = row / sensors, sensor = row % sensors;
+            for (auto* sum : {&of_query, &of_key, &of_value}) std::fill(sum->begin(), sum->end(), Vector{});
+            for (long block = 0; block < pairs.blocks; ++block) {
+                const long place = block * width;
+                Vector change, weight;
+                for (long e = starts[sensor]; e < starts[sensor + 1]; ++e) {
+                    between(sample, sensor, others[e], block, change, weight);
+                    const Vector* other = &laid[(sample * sensors + others[e]) * 4 * size + place];
+                    add_scaled(width, change, other + size, &of_query[place]);
+                }
+                for (long e = seeing_starts[sensor]; e < seeing_starts[sensor + 1]; ++e) {
+                    between(sample, seeing[e], sensor, block, change, weight);
+                    const Vector* other = &laid[(sample * sensors + seeing[e]) * 4 * size + place];
+                    add_scaled(width, change, other, &of_key[place]);
+                    add_scaled(width, weight, other + 3 * size, &of_value[place]);
+                }
+            }
+            Number* target = packed_gradient + row * tokens * 3 * channels;
+            for (const auto* part : {&of_query, &of_key, &of_value}) {
+                pairs.put(part->data(), target, 3 * channels);
+                target += channels;
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------ convolutions over tokens
+
+extern "C" void token_columns(const Number* x, Number* columns, long sensors, long tokens, long channels, long taps,
+                              long left, long threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < sensors * tokens; ++row)
+        for (long tap = 0; tap < taps; ++tap) {
+            const long shift = tap - left, source = row % tokens + shift;
+            Number* target = columns + (row * taps + tap) * channels;
+            if (source < 0 || source >= tokens)
+                std::memset(target, 0, channels * sizeof(Number));
+            else
+                std::memcpy(target, x + (row + shift) * channels, channels * sizeof(Number));
+        }
+}
+
+extern "C" void token_columns_backward(const Number* gradient, Number* x_gradient, long sensors, long tokens,
+                                       long channels, long taps, long left, long threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> sum(channels);
+#pragma omp for
+        for (long row = 0; row < sensors * tokens; ++row) {
+            std::fill(sum.begin(), sum.end(), 0.0f);
+            for (long tap = 0; tap < taps; ++tap) {
+                const long shift = left - tap, target = row % tokens + shift;
+                if (target < 0 || target >= tokens) continue;
+                const Number* own = gradient + ((row + shift) * taps + tap) * channels;
+#pragma omp simd
+                for (long c = 0; c < channels; ++c) sum[c] += float(own[c]);
+            }
+            for (long c = 0; c < channels; ++c) x_gradient[row * channels + c] = sum[c];
+        }
+    }
+}
+
