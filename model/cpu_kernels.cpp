@@ -1,4 +1,4 @@
-// The kernels of model/fused.py for attention on a CPU: what model/triton_kernels.py has for GPUs, and the same numbers.
+// The kernels of model/fused.py for attention on a CPU: what model/triton_kernels.py has for GPUs, the same numbers.
 //
 // Tensors are contiguous, (samples, sensors, tokens, channels), in float32 or bfloat16; packed ones have queries, keys
 // and values, or keys and values, side by side in their channels. All sums are in float32. No thread adds to what
@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 constexpr int LANES = 16;  // numbers in a vector; a compiler splits it where a machine has fewer
@@ -387,41 +386,31 @@ extern "C" void attend_step_backward(const Number* gradient, const Number* packe
 
 // --------------------------------------------------------------------------------------- attention over sensors
 //
-// A vector has LANES of the pairs of token and head, which lie side by side: (sensors, parts, blocks, width, LANES).
+// A vector has LANES of the pairs of token and head of a sensor. Block by block of these, all sensors of a sample are
+// laid side by side, (sensors, parts, width, LANES): that fits a cache, so what neighbours share is read from there.
 
 struct Pairs {
-    long tokens, heads, width, count, blocks;
+    long heads, width, stride, first, count;  // from `first` on, as many as there are
 
-    Pairs(long tokens, long heads, long width)
-        : tokens(tokens), heads(heads), width(width), count(tokens * heads), blocks((count + LANES - 1) / LANES) {}
-
-    long size() const { return blocks * width; }  // vectors of a part of a sensor
     template <class T>
-    auto places(T* tensor, long stride) const {
-        const long length = width % 8 ? 1 : 8;  // of a run
-        return [=, this](long run) {
-            const uint32_t first = run * length / width * LANES, number = run * length % width;
+    auto places(T* tensor) const {
+        return [=, this, length = width % 8 ? 1 : 8](long run) {
             return [=, this](uint32_t lane) -> T* {
                 const uint32_t pair = first + lane, own_heads = heads;
-                return pair < count ? tensor + pair / own_heads * stride + pair % own_heads * width + number : nullptr;
+                return lane < count ? tensor + pair / own_heads * stride + pair % own_heads * width + run * length
+                                    : nullptr;
             };
         };
     }
-    void lay(const Number* source, long stride, Vector* target) const {
-        ::lay(width, size(), places(source, stride), target);
-    }
-    void put(const Vector* source, Number* target, long stride) const {
-        ::put(width, size(), places(target, stride), source);
-    }
-    // Of numbers that lie pair by pair: those of a block.
-    Vector block_of(const float* numbers, long block) const {
+    void lay(const Number* source, Vector* target) const { ::lay(width, width, places(source), target); }
+    void put(const Vector* source, Number* target) const { ::put(width, width, places(target), source); }
+    // Of numbers that lie pair by pair.
+    Vector at(const float* numbers) const {
         Vector result = {};
-        std::memcpy(&result, numbers + block * LANES, std::min<long>(LANES, count - block * LANES) * sizeof(float));
+        std::memcpy(&result, numbers + first, count * sizeof(float));
         return result;
     }
-    void put_block(Vector result, float* numbers, long block) const {
-        std::memcpy(numbers + block * LANES, &result, std::min<long>(LANES, count - block * LANES) * sizeof(float));
-    }
+    void put_at(Vector result, float* numbers) const { std::memcpy(numbers + first, &result, count * sizeof(float)); }
 };
 
 extern "C" void attend_sensors(const Number* packed, Number* output, float* normalisers, float* shares,
@@ -429,52 +418,50 @@ extern "C" void attend_sensors(const Number* packed, Number* output, float* norm
                                long sensors, long tokens, long heads, long width, float scale, const int64_t* seed,
                                float rate, float least_voice, long threads) {
     const Dropout dropout(seed, rate);
-    const Pairs pairs(tokens, heads, width);
-    const long channels = heads * width, size = pairs.size(), all = samples * sensors;
-    const std::unique_ptr<Vector[]> laid(new Vector[all * 3 * size]);
+    const long channels = heads * width, all_pairs = tokens * heads, size = 3 * width;
+    std::vector<Vector> laid(sensors * size);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> weights, result(size);
+        std::vector<Vector> weights, result(width);
+        for (long sample = 0; sample < samples; ++sample)
+            for (long first = 0; first < all_pairs; first += LANES) {
+                const long count = std::min<long>(LANES, all_pairs - first);
+                const Pairs pairs{heads, width, 3 * channels, first, count};
+                const Pairs results{heads, width, channels, first, count};
 #pragma omp for
-        for (long part = 0; part < all * 3; ++part)
-            pairs.lay(packed + part / 3 * tokens * 3 * channels + part % 3 * channels, 3 * channels, &laid[part * size]);
+                for (long part = 0; part < sensors * 3; ++part)
+                    pairs.lay(packed + (sample * sensors + part / 3) * tokens * 3 * channels + part % 3 * channels,
+                              &laid[part * width]);
 #pragma omp for
-        for (long row = 0; row < all; ++row) {
-            const long sample = row / sensors, sensor = row % sensors, count = starts[sensor + 1] - starts[sensor];
-            const int64_t* own = others + starts[sensor];
-            weights.resize(count);
-            std::fill(result.begin(), result.end(), Vector{});
-            for (long block = 0; block < pairs.blocks; ++block) {
-                const Vector* query = &laid[row * 3 * size + block * width];
-                const auto key = [&](long e) { return &laid[((sample * sensors + own[e]) * 3 + 1) * size + block * width]; };
-                Vector best = Vector{} - INFINITY, total = {}, heard = {};
-                for (long e = 0; e < count; ++e) {
-                    weights[e] = scale * dot(width, query, key(e));
-                    best = weights[e] > best ? weights[e] : best;
-                }
-                for (long e = 0; e < count; ++e) {
-                    Vector weight = exponential(weights[e] - best);
-                    total += weight;
-                    if (dropout.on) weight *= dropout.factors(sensor, own[e], sample * pairs.count + block * LANES, 1);
-                    if (voice) weight *= voice[sample * sensors + own[e]];
-                    heard += weight;
-                    add_scaled(width, weight, key(e) + size, &result[block * width]);
-                }
-                Vector normaliser = best;
-                for (int lane = 0; lane < LANES; ++lane) normaliser[lane] += std::log(total[lane]);
-                pairs.put_block(normaliser, normalisers + row * pairs.count, block);
-                if (voice) {
-                    const Vector share = heard / total;
-                    pairs.put_block(share, shares + row * pairs.count, block);
-                    total *= share < least_voice ? Vector{} + least_voice : share;
-                }
-                for (long c = 0; c < width; ++c) {
-                    Vector& attended = result[block * width + c];
-                    attended = attended < 0.0f ? Vector{} : attended / total;
+                for (long sensor = 0; sensor < sensors; ++sensor) {
+                    const long row = sample * sensors + sensor, neighbours = starts[sensor + 1] - starts[sensor];
+                    const int64_t* own = others + starts[sensor];
+                    Vector best = Vector{} - INFINITY, total = {}, heard = {};
+                    weights.resize(neighbours);
+                    for (long e = 0; e < neighbours; ++e) {
+                        weights[e] = scale * dot(width, &laid[sensor * size], &laid[own[e] * size + width]);
+                        best = weights[e] > best ? weights[e] : best;
+                    }
+                    std::fill(result.begin(), result.end(), Vector{});
+                    for (long e = 0; e < neighbours; ++e) {
+                        Vector weight = exponential(weights[e] - best);
+                        total += weight;
+                        if (dropout.on) weight *= dropout.factors(sensor, own[e], sample * all_pairs + first, 1);
+                        if (voice) weight *= voice[sample * sensors + own[e]];
+                        heard += weight;
+                        add_scaled(width, weight, &laid[own[e] * size + 2 * width], result.data());
+                    }
+                    for (int lane = 0; lane < LANES; ++lane) best[lane] += std::log(total[lane]);
+                    pairs.put_at(best, normalisers + row * all_pairs);
+                    if (voice) {
+                        const Vector share = heard / total;
+                        pairs.put_at(share, shares + row * all_pairs);
+                        total *= share < least_voice ? Vector{} + least_voice : share;
+                    }
+                    for (Vector& attended : result) attended = attended < 0.0f ? Vector{} : attended / total;
+                    results.put(result.data(), output + row * tokens * channels);
                 }
             }
-            pairs.put(result.data(), output + row * tokens * channels, channels);
-        }
     }
 }
 
@@ -485,72 +472,66 @@ extern "C" void attend_sensors_backward(const Number* gradient, const Number* pa
                                         long tokens, long heads, long width, float scale, const int64_t* seed,
                                         float rate, float least_voice, long threads) {
     const Dropout dropout(seed, rate);
-    const Pairs pairs(tokens, heads, width);
-    const long channels = heads * width, size = pairs.size(), all = samples * sensors;
+    const long channels = heads * width, all_pairs = tokens * heads, size = 4 * width;
     // Queries, keys, values, and the gradient of the output before ReLU and the division by the share that is heard.
-    const std::unique_ptr<Vector[]> laid(new Vector[all * 4 * size]);
-    // Of each query: the mean of the gradients of its weights, and what each weight changes by the share.
-    const std::unique_ptr<Vector[]> means(new Vector[all * pairs.blocks]), of_shares(new Vector[all * pairs.blocks]);
+    std::vector<Vector> laid(sensors * size);
+    // Of each query: normalisers, the mean of the gradients of its weights, and what each changes by that share.
+    std::vector<Vector> logarithms(sensors), means(sensors), of_shares(sensors);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> result(size), of_query(size), of_key(size), of_value(size);
+        std::vector<Vector> result(width), sums(3 * width);
+        for (long sample = 0; sample < samples; ++sample)
+            for (long first = 0; first < all_pairs; first += LANES) {
+                const long count = std::min<long>(LANES, all_pairs - first);
+                const Pairs pairs{heads, width, 3 * channels, first, count};
+                const Pairs results{heads, width, channels, first, count};
 #pragma omp for
-        for (long row = 0; row < all; ++row) {
-            Vector* own = &laid[row * 4 * size];
-            for (int part = 0; part < 3; ++part)
-                pairs.lay(packed + row * tokens * 3 * channels + part * channels, 3 * channels, own + part * size);
-            pairs.lay(output + row * tokens * channels, channels, result.data());
-            pairs.lay(gradient + row * tokens * channels, channels, own += 3 * size);
-            for (long c = 0; c < size; ++c) own[c] = result[c] > 0.0f ? own[c] : Vector{};
-            for (long block = 0; block < pairs.blocks; ++block) {
-                Vector &mean = means[row * pairs.blocks + block], &of_share = of_shares[row * pairs.blocks + block];
-                mean = dot(width, own + block * width, &result[block * width]);
-                of_share = Vector{};
-                if (!voice) continue;
-                const Vector share = pairs.block_of(shares + row * pairs.count, block);
-                const Vector divisor = share < least_voice ? Vector{} + least_voice : share;
-                of_share = share < least_voice ? Vector{} : -mean / divisor;
-                mean = share < least_voice ? mean : Vector{};
-                for (long c = 0; c < width; ++c) own[block * width + c] /= divisor;
-            }
-        }
-        // From query to key, in a block: the gradient of the product, and the weight with all factors on it.
-        const auto between = [&](long sample, long query, long key, long block, Vector& change, Vector& weight) {
-            const long row = sample * sensors + query, own = row * 4 * size + block * width;
-            const long other = (sample * sensors + key) * 4 * size + block * width;
-            weight = exponential(scale * dot(width, &laid[own], &laid[other + size]) -
-                                 pairs.block_of(normalisers + row * pairs.count, block));
-            change = dot(width, &laid[own + 3 * size], &laid[other + 2 * size]) + of_shares[row * pairs.blocks + block];
-            Vector factor = Vector{} + (voice ? voice[sample * sensors + key] : 1.0f);
-            if (dropout.on) factor *= dropout.factors(query, key, sample * pairs.count + block * LANES, 1);
-            change = scale * weight * (change * factor - means[row * pairs.blocks + block]);
-            weight *= factor;
-        };
+                for (long sensor = 0; sensor < sensors; ++sensor) {
+                    const long row = sample * sensors + sensor;
+                    Vector *own = &laid[sensor * size], *incoming = own + 3 * width;
+                    for (int part = 0; part < 3; ++part)
+                        pairs.lay(packed + row * tokens * 3 * channels + part * channels, own + part * width);
+                    results.lay(output + row * tokens * channels, result.data());
+                    results.lay(gradient + row * tokens * channels, incoming);
+                    for (long c = 0; c < width; ++c) incoming[c] = result[c] > 0.0f ? incoming[c] : Vector{};
+                    logarithms[sensor] = pairs.at(normalisers + row * all_pairs);
+                    const Vector mean = dot(width, incoming, result.data());
+                    means[sensor] = mean;
+                    of_shares[sensor] = Vector{};
+                    if (!voice) continue;
+                    const Vector share = pairs.at(shares + row * all_pairs);
+                    const Vector divisor = share < least_voice ? Vector{} + least_voice : share;
+                    of_shares[sensor] = share < least_voice ? Vector{} : -mean / divisor;
+                    means[sensor] = share < least_voice ? mean : Vector{};
+                    for (long c = 0; c < width; ++c) incoming[c] /= divisor;
+                }
+                // From query to key: the gradient of the product, and the weight with all factors on it.
+                const auto between = [&](long query, long key, Vector& change, Vector& weight) {
+                    const Vector *own = &laid[query * size], *other = &laid[key * size];
+                    weight = exponential(scale * dot(width, own, other + width) - logarithms[query]);
+                    change = dot(width, own + 3 * width, other + 2 * width) + of_shares[query];
+                    Vector factor = Vector{} + (voice ? voice[sample * sensors + key] : 1.0f);
+                    if (dropout.on) factor *= dropout.factors(query, key, sample * all_pairs + first, 1);
+                    change = scale * weight * (change * factor - means[query]);
+                    weight *= factor;
+                };
 #pragma omp for
-        for (long row = 0; row < all; ++row) {
-            const long sample = row / sensors, sensor = row % sensors;
-            for (auto* sum : {&of_query, &of_key, &of_value}) std::fill(sum->begin(), sum->end(), Vector{});
-            for (long block = 0; block < pairs.blocks; ++block) {
-                const long place = block * width;
-                Vector change, weight;
-                for (long e = starts[sensor]; e < starts[sensor + 1]; ++e) {
-                    between(sample, sensor, others[e], block, change, weight);
-                    const Vector* other = &laid[(sample * sensors + others[e]) * 4 * size + place];
-                    add_scaled(width, change, other + size, &of_query[place]);
-                }
-                for (long e = seeing_starts[sensor]; e < seeing_starts[sensor + 1]; ++e) {
-                    between(sample, seeing[e], sensor, block, change, weight);
-                    const Vector* other = &laid[(sample * sensors + seeing[e]) * 4 * size + place];
-                    add_scaled(width, change, other, &of_key[place]);
-                    add_scaled(width, weight, other + 3 * size, &of_value[place]);
+                for (long sensor = 0; sensor < sensors; ++sensor) {
+                    Vector change, weight;
+                    std::fill(sums.begin(), sums.end(), Vector{});
+                    for (long e = starts[sensor]; e < starts[sensor + 1]; ++e) {
+                        between(sensor, others[e], change, weight);
+                        add_scaled(width, change, &laid[others[e] * size + width], &sums[0]);
+                    }
+                    for (long e = seeing_starts[sensor]; e < seeing_starts[sensor + 1]; ++e) {
+                        between(seeing[e], sensor, change, weight);
+                        add_scaled(width, change, &laid[seeing[e] * size], &sums[width]);
+                        add_scaled(width, weight, &laid[seeing[e] * size + 3 * width], &sums[2 * width]);
+                    }
+                    Number* target = packed_gradient + (sample * sensors + sensor) * tokens * 3 * channels;
+                    for (int part = 0; part < 3; ++part) pairs.put(&sums[part * width], target + part * channels);
                 }
             }
-            Number* target = packed_gradient + row * tokens * 3 * channels;
-            for (const auto* part : {&of_query, &of_key, &of_value}) {
-                pairs.put(part->data(), target, 3 * channels);
-                target += channels;
-            }
-        }
     }
 }
 

@@ -21,7 +21,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 PRECISIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 # Without -fopenmp for the linker: the threads are those of the library that PyTorch has loaded.
 COMPILE = (
-    *("-std=c++20", "-O2", "-ftree-vectorize", "-march=native"),
+    *("-std=c++20", "-O3", "-march=native"),
     *("-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-c"),
 )
 
