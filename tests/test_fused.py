@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -356,3 +357,11 @@ def test_what_is_counted_on_meta_is_what_runs_with_kernels(kind: Kind, choose: C
     model.to(DEVICE)
     function = step(kind, model, data) if kind == "forecast" else lambda: loss_of(kind, model.train(), data)
     assert counted == pytest.approx(work(function), rel=0.01)
+
+
+@pytest.mark.parametrize("compiler", ["there-is-none", "false"])
+def test_without_a_compiler_pytorch_computes(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cpu_kernels.library.__wrapped__(torch.float32) is None
+    assert list(tmp_path.rglob("*.*")) == []
