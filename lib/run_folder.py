@@ -262,7 +262,9 @@ class RunFolder:
 
 def forecasts_scored(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores in metrics.json by the name of the forecast, the model first."""
-    return {metrics["label"]: metrics["test"], **metrics["baselines"]}
+    label = metrics["label"]
+    uncorrected = {f"{label} (uncorrected)": metrics["uncorrected"]} if "uncorrected" in metrics else {}
+    return {label: metrics["test"], **uncorrected, **metrics["baselines"]}
 
 
 # ---------------------------------------------------------------------------------------------------- new folders

@@ -127,6 +127,8 @@ def test_a_run_is_scored_with_its_correction(tmp_path: Path) -> None:
     assert metrics["test"]["overall"] == pytest.approx(scores_by_definition(saved, target["test"]), rel=1e-5)
     assert metrics["best_val_mae"] == pytest.approx(np.abs(expected[0] - target["val"]).mean(), rel=1e-5)
     assert metrics["uncorrected"]["overall"] == of_network["test"].errors.overall() != metrics["test"]["overall"]
+    table = run.folder.metrics_table.read_text()
+    assert f"STID (uncorrected),overall,{metrics['uncorrected']['overall']['mae']}" in table
     again = open_run(run.folder, VARIANTS, "cpu").evaluations()["test"].forecast
     assert again is not None
     assert np.array_equal(again, saved)
