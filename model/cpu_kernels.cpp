@@ -419,20 +419,18 @@ extern "C" void attend_sensors(const Number* packed, Number* output, float* norm
                                float rate, float least_voice, long threads) {
     const Dropout dropout(seed, rate);
     const long channels = heads * width, all_pairs = tokens * heads, size = 3 * width;
-    std::vector<Vector> laid(sensors * size);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> weights, result(width);
+        std::vector<Vector> laid(sensors * size), weights, result(width);
+#pragma omp for collapse(2)
         for (long sample = 0; sample < samples; ++sample)
             for (long first = 0; first < all_pairs; first += LANES) {
                 const long count = std::min<long>(LANES, all_pairs - first);
                 const Pairs pairs{heads, width, 3 * channels, first, count};
                 const Pairs results{heads, width, channels, first, count};
-#pragma omp for
                 for (long part = 0; part < sensors * 3; ++part)
                     pairs.lay(packed + (sample * sensors + part / 3) * tokens * 3 * channels + part % 3 * channels,
                               &laid[part * width]);
-#pragma omp for
                 for (long sensor = 0; sensor < sensors; ++sensor) {
                     const long row = sample * sensors + sensor, neighbours = starts[sensor + 1] - starts[sensor];
                     const int64_t* own = others + starts[sensor];
@@ -473,19 +471,18 @@ extern "C" void attend_sensors_backward(const Number* gradient, const Number* pa
                                         float rate, float least_voice, long threads) {
     const Dropout dropout(seed, rate);
     const long channels = heads * width, all_pairs = tokens * heads, size = 4 * width;
-    // Queries, keys, values, and the gradient of the output before ReLU and the division by the share that is heard.
-    std::vector<Vector> laid(sensors * size);
-    // Of each query: normalisers, the mean of the gradients of its weights, and what each changes by that share.
-    std::vector<Vector> logarithms(sensors), means(sensors), of_shares(sensors);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> result(width), sums(3 * width);
+        // Queries, keys, values, and the gradient of the output before ReLU and the division by the share heard.
+        std::vector<Vector> laid(sensors * size), result(width), sums(3 * width);
+        // Of each query: normalisers, the mean of the gradients of its weights, and what each changes by that share.
+        std::vector<Vector> logarithms(sensors), means(sensors), of_shares(sensors);
+#pragma omp for collapse(2)
         for (long sample = 0; sample < samples; ++sample)
             for (long first = 0; first < all_pairs; first += LANES) {
                 const long count = std::min<long>(LANES, all_pairs - first);
                 const Pairs pairs{heads, width, 3 * channels, first, count};
                 const Pairs results{heads, width, channels, first, count};
-#pragma omp for
                 for (long sensor = 0; sensor < sensors; ++sensor) {
                     const long row = sample * sensors + sensor;
                     Vector *own = &laid[sensor * size], *incoming = own + 3 * width;
@@ -515,7 +512,6 @@ extern "C" void attend_sensors_backward(const Number* gradient, const Number* pa
                     change = scale * weight * (change * factor - means[query]);
                     weight *= factor;
                 };
-#pragma omp for
                 for (long sensor = 0; sensor < sensors; ++sensor) {
                     Vector change, weight;
                     std::fill(sums.begin(), sums.end(), Vector{});
