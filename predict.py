@@ -164,9 +164,8 @@ def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Names
         imputed = None if outlook.imputed is None else outlook.imputed[None]
         week = np.array([outlook.step_of_week])
         half_widths = {level: intervals.half_width(week, level, imputed)[0] for level in arguments.interval}
-    forecast = forecast_flow(forecaster, inputs, outlook)
+    forecast, earlier = correct_flow(forecaster, history, outlook, forecast_flow(forecaster, inputs, outlook), max_gap)
     if forecaster.config.training.bias_correction:
-        forecast, earlier = correct_flow(forecaster, history, outlook, forecast, max_gap)
         print(f"bias correction by the errors of {earlier} earlier forecasts")
     negative = np.count_nonzero(forecast < 0)
     save_forecast(output, history, np.where(forecast <= 0, np.float32(0), forecast), half_widths)

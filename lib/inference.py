@@ -414,7 +414,10 @@ def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: 
 def correct_flow(
     forecaster: Forecaster, history: History, outlook: Outlook, forecast: NDArray[np.float32], max_gap: int
 ) -> tuple[NDArray[np.float32], int]:
-    """Return a forecast (N, P) of the steps after a history, corrected by earlier forecasts, and how many these are."""
+    """Return a forecast (N, P) of the steps after a history, corrected by earlier forecasts, and how many these are.
+
+    They are none where the run has no bias correction, or the history is too short.
+    """
     now = np.array([len(history.flow)])
     earlier = _earlier_starts(forecaster, history, now, max_gap)
     if not len(earlier):
@@ -454,6 +457,8 @@ def _earlier_starts(
     forecaster: Forecaster, history: History, label_starts: NDArray[np.int64], max_gap: int
 ) -> NDArray[np.int64]:
     """Return from where to forecast first, to know the errors that correct the forecasts from label starts (B,)."""
+    if not forecaster.config.training.bias_correction:
+        return label_starts[:0]
     starts = earlier_starts(label_starts, forecaster.config.data.num_for_predict, history.calendar.steps_per_day)
     starts = starts[starts >= forecaster.steps_needed]
     return starts[~refused_starts(history, forecaster.offsets, starts, max_gap)]
