@@ -135,8 +135,7 @@ class TemporalAttention(nn.Module):
         if fuses_attention(x):
             cache.product = cache.product or self.packed_product()
             packed = F.linear(self.query_key.newest_columns(x, cache.past), *cache.product)  # (B, N, 1, 3C)
-            B, N, _, C = x.shape
-            cache.packed = cache.packed or TokenCache(packed.new_empty(B, N, cache.tokens, 2 * C))
+            cache.packed = cache.packed or TokenCache(packed, cache.tokens, self.heads)
             dropout = self.dropout if self.training else 0.0
             y, cache.order = attend_newest(packed, cache.order, cache.packed, step, self.heads, dropout)
             return self.output(y)

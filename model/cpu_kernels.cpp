@@ -297,120 +297,121 @@ extern "C" void attend_tokens_backward(const Number* gradient, const Number* pac
 
 // ---------------------------------------------------------------------- attention of a rollout's newest token
 
-extern "C" void attend_step(const Number* packed, Number* cache, Number* output, long sensors, long tokens, long heads,
+// The cache, and its gradients, have the keys and values of LANES sensors side by side, as vectors have them:
+// (vectors of sensors, heads, keys and values, tokens, width, LANES). Only the newest token is laid so.
+
+extern "C" void attend_step(const Number* packed, Vector* cache, Number* output, long sensors, long tokens, long heads,
                             long width, long step, float scale, const int64_t* seed, float rate, long threads) {
     const Dropout dropout(seed, rate);
     const long channels = heads * width, size = tokens * width;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> query(width), key(size), value(size), result(width), weights(tokens);
-#pragma omp for
-        for (long first = 0; first < sensors; first += LANES) {
-            const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
-            for (long sensor = first; sensor < first + lanes.count; ++sensor)
-                std::copy_n(packed + (sensor * 3 + 1) * channels, 2 * channels,
-                            cache + (sensor * tokens + step) * 2 * channels);
+        std::vector<Vector> query(width), result(width), weights(tokens);
+#pragma omp for collapse(2)
+        for (long first = 0; first < sensors; first += LANES)
             for (long h = 0; h < heads; ++h) {
-                const Number* kept = cache + h * width;
-                lanes.lay(packed + h * width, 3 * channels, 0, 1, width, query.data());
-                lanes.lay(kept, tokens * 2 * channels, 2 * channels, step + 1, width, key.data());
-                lanes.lay(kept + channels, tokens * 2 * channels, 2 * channels, step + 1, width, value.data());
-                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), &key[j * width]);
+                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+                const Number* own = packed + h * width;
+                Vector *key = cache + (first / LANES * heads + h) * 2 * size, *value = key + size;
+                lanes.lay(own, 3 * channels, 0, 1, width, query.data());
+                lanes.lay(own + channels, 3 * channels, 0, 1, width, key + step * width);
+                lanes.lay(own + 2 * channels, 3 * channels, 0, 1, width, value + step * width);
+                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), key + j * width);
                 softmax(weights.data(), step + 1);
                 std::fill(result.begin(), result.end(), Vector{});
                 for (long j = 0; j <= step; ++j) {
                     if (dropout.on) weights[j] *= dropout.factors(step, j, first * heads + h, heads);
-                    add_scaled(width, weights[j], &value[j * width], result.data());
+                    add_scaled(width, weights[j], value + j * width, result.data());
                 }
                 lanes.put(result.data(), output + h * width, channels, 0, 1, width);
             }
-        }
     }
 }
 
 // After all later steps: adds to the gradients of earlier keys and values. The newest token's go out, and are 0 then.
-extern "C" void attend_step_backward(const Number* gradient, const Number* packed, const Number* cache,
-                                     float* cache_gradient, Number* packed_gradient, long sensors, long tokens,
+extern "C" void attend_step_backward(const Number* gradient, const Number* packed, const Vector* cache,
+                                     Vector* cache_gradient, Number* packed_gradient, long sensors, long tokens,
                                      long heads, long width, long step, float scale, const int64_t* seed, float rate,
                                      long threads) {
     const Dropout dropout(seed, rate);
     const long channels = heads * width, size = tokens * width;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> query(width), incoming(width), key(size), value(size), of_query(width), of_pair(2 * width);
-        std::vector<Vector> weights(tokens), changes(tokens), kept(tokens);
-#pragma omp for
+        std::vector<Vector> query(width), incoming(width), of_query(width), weights(tokens), changes(tokens);
+#pragma omp for collapse(2)
         for (long first = 0; first < sensors; first += LANES)
             for (long h = 0; h < heads; ++h) {
                 const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
-                const Number* own = cache + h * width;
+                const long place = (first / LANES * heads + h) * 2 * size;
+                const Vector *key = cache + place, *value = key + size;
+                Vector *of_key = cache_gradient + place, *of_value = of_key + size;
                 lanes.lay(packed + h * width, 3 * channels, 0, 1, width, query.data());
                 lanes.lay(gradient + h * width, channels, 0, 1, width, incoming.data());
-                lanes.lay(own, tokens * 2 * channels, 2 * channels, step + 1, width, key.data());
-                lanes.lay(own + channels, tokens * 2 * channels, 2 * channels, step + 1, width, value.data());
-                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), &key[j * width]);
+                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), key + j * width);
                 softmax(weights.data(), step + 1);
                 Vector mean = {};
                 for (long j = 0; j <= step; ++j) {
                     const Vector factor =
                         dropout.on ? dropout.factors(step, j, first * heads + h, heads) : Vector{} + 1.0f;
-                    changes[j] = factor * dot(width, incoming.data(), &value[j * width]);
-                    kept[j] = factor * weights[j];
+                    changes[j] = factor * dot(width, incoming.data(), value + j * width);
                     mean += weights[j] * changes[j];
+                    add_scaled(width, factor * weights[j], incoming.data(), of_value + j * width);
                 }
                 std::fill(of_query.begin(), of_query.end(), Vector{});
                 for (long j = 0; j <= step; ++j) {
                     const Vector change = scale * weights[j] * (changes[j] - mean);  // of the product
-                    add_scaled(width, change, &key[j * width], of_query.data());
-                    for (long lane = 0; lane < lanes.count; ++lane) {
-                        const long sensor = first + lane;
-                        float* of_key = cache_gradient + (sensor * tokens + j) * 2 * channels + h * width;
-                        float* of_value = of_key + channels;
-                        for (long c = 0; c < width; ++c) {
-                            of_key[c] += change[lane] * query[c][lane];
-                            of_value[c] += kept[j][lane] * incoming[c][lane];
-                        }
-                        if (j < step) continue;
-                        Number* target = packed_gradient + (sensor * 3 + 1) * channels + h * width;
-                        for (long c = 0; c < width; ++c) {
-                            target[c] = of_key[c];
-                            target[channels + c] = of_value[c];
-                            of_key[c] = of_value[c] = 0;
-                        }
-                    }
+                    add_scaled(width, change, key + j * width, of_query.data());
+                    add_scaled(width, change, query.data(), of_key + j * width);
                 }
-                lanes.put(of_query.data(), packed_gradient + h * width, 3 * channels, 0, 1, width);
+                Number* target = packed_gradient + h * width;
+                lanes.put(of_query.data(), target, 3 * channels, 0, 1, width);
+                for (Vector* newest : {of_key + step * width, of_value + step * width}) {
+                    lanes.put(newest, target += channels, 3 * channels, 0, 1, width);
+                    std::fill_n(newest, width, Vector{});
+                }
             }
     }
 }
 
 // --------------------------------------------------------------------------------------- attention over sensors
 //
-// A vector has LANES of the pairs of token and head of a sensor. Block by block of these, all sensors of a sample are
-// laid side by side, (sensors, parts, width, LANES): that fits a cache, so what neighbours share is read from there.
+// A vector has LANES of the triples of sample, token and head of a sensor. Block by block of these, all sensors are laid
+// side by side, (sensors, parts, width, LANES): that fits a cache, so what neighbours share is read from there.
 
-struct Pairs {
-    long heads, width, stride, first, count;  // from `first` on, as many as there are
+struct Triples {
+    long width, count;  // those that are missing in the last vector are 0
+    // Where the first sensor has the channels of each, a number of each, and a number of its sample.
+    long channels[LANES], numbers[LANES], voices[LANES];
 
+    // From `first` on, in a tensor of some parts that each have the channels of all heads.
+    Triples(long first, long samples, long sensors, long tokens, long heads, long width, long parts)
+        : width(width), count(std::min<long>(LANES, samples * tokens * heads - first)) {
+        for (long lane = 0; lane < count; ++lane) {
+            const long head = (first + lane) % heads, row = (first + lane) / heads;
+            const long first_sensor = row / tokens * sensors, token = first_sensor * tokens + row % tokens;
+            channels[lane] = (token * parts * heads + head) * width;
+            numbers[lane] = token * heads + head;
+            voices[lane] = first_sensor;
+        }
+    }
     template <class T>
     auto places(T* tensor) const {
         return [=, this, length = width % 8 ? 1 : 8](long run) {
-            return [=, this](uint32_t lane) -> T* {
-                const uint32_t pair = first + lane, own_heads = heads;
-                return lane < count ? tensor + pair / own_heads * stride + pair % own_heads * width + run * length
-                                    : nullptr;
+            return [=, this](int lane) -> T* {
+                return lane < count ? tensor + channels[lane] + run * length : nullptr;
             };
         };
     }
     void lay(const Number* source, Vector* target) const { ::lay(width, width, places(source), target); }
     void put(const Vector* source, Number* target) const { ::put(width, width, places(target), source); }
-    // Of numbers that lie pair by pair.
-    Vector at(const float* numbers) const {
+    Vector at(const float* source, const long* lanes) const {
         Vector result = {};
-        std::memcpy(&result, numbers + first, count * sizeof(float));
+        for (long lane = 0; lane < count; ++lane) result[lane] = source[lanes[lane]];
         return result;
     }
-    void put_at(Vector result, float* numbers) const { std::memcpy(numbers + first, &result, count * sizeof(float)); }
+    void put_numbers(Vector result, float* target) const {
+        for (long lane = 0; lane < count; ++lane) target[numbers[lane]] = result[lane];
+    }
 };
 
 extern "C" void attend_sensors(const Number* packed, Number* output, float* normalisers, float* shares,
@@ -418,48 +419,47 @@ extern "C" void attend_sensors(const Number* packed, Number* output, float* norm
                                long sensors, long tokens, long heads, long width, float scale, const int64_t* seed,
                                float rate, float least_voice, long threads) {
     const Dropout dropout(seed, rate);
-    const long channels = heads * width, all_pairs = tokens * heads, size = 3 * width;
+    const long channels = heads * width, size = 3 * width;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> laid(sensors * size), weights, result(width);
-#pragma omp for collapse(2)
-        for (long sample = 0; sample < samples; ++sample)
-            for (long first = 0; first < all_pairs; first += LANES) {
-                const long count = std::min<long>(LANES, all_pairs - first);
-                const Pairs pairs{heads, width, 3 * channels, first, count};
-                const Pairs results{heads, width, channels, first, count};
-                for (long part = 0; part < sensors * 3; ++part)
-                    pairs.lay(packed + (sample * sensors + part / 3) * tokens * 3 * channels + part % 3 * channels,
-                              &laid[part * width]);
-                for (long sensor = 0; sensor < sensors; ++sensor) {
-                    const long row = sample * sensors + sensor, neighbours = starts[sensor + 1] - starts[sensor];
-                    const int64_t* own = others + starts[sensor];
-                    Vector best = Vector{} - INFINITY, total = {}, heard = {};
-                    weights.resize(neighbours);
-                    for (long e = 0; e < neighbours; ++e) {
-                        weights[e] = scale * dot(width, &laid[sensor * size], &laid[own[e] * size + width]);
-                        best = weights[e] > best ? weights[e] : best;
-                    }
-                    std::fill(result.begin(), result.end(), Vector{});
-                    for (long e = 0; e < neighbours; ++e) {
-                        Vector weight = exponential(weights[e] - best);
-                        total += weight;
-                        if (dropout.on) weight *= dropout.factors(sensor, own[e], sample * all_pairs + first, 1);
-                        if (voice) weight *= voice[sample * sensors + own[e]];
-                        heard += weight;
-                        add_scaled(width, weight, &laid[own[e] * size + 2 * width], result.data());
-                    }
-                    for (int lane = 0; lane < LANES; ++lane) best[lane] += std::log(total[lane]);
-                    pairs.put_at(best, normalisers + row * all_pairs);
-                    if (voice) {
-                        const Vector share = heard / total;
-                        pairs.put_at(share, shares + row * all_pairs);
-                        total *= share < least_voice ? Vector{} + least_voice : share;
-                    }
-                    for (Vector& attended : result) attended = attended < 0.0f ? Vector{} : attended / total;
-                    results.put(result.data(), output + row * tokens * channels);
+        std::vector<Vector> laid(sensors * size), voices(voice ? sensors : 0), weights, result(width);
+#pragma omp for
+        for (long first = 0; first < samples * tokens * heads; first += LANES) {
+            const Triples triples(first, samples, sensors, tokens, heads, width, 3);
+            const Triples results(first, samples, sensors, tokens, heads, width, 1);
+            for (long part = 0; part < sensors * 3; ++part)
+                triples.lay(packed + part / 3 * tokens * 3 * channels + part % 3 * channels, &laid[part * width]);
+            for (long sensor = 0; voice && sensor < sensors; ++sensor)
+                voices[sensor] = triples.at(voice + sensor, triples.voices);
+            for (long sensor = 0; sensor < sensors; ++sensor) {
+                const long neighbours = starts[sensor + 1] - starts[sensor];
+                const int64_t* own = others + starts[sensor];
+                Vector best = Vector{} - INFINITY, total = {}, heard = {};
+                weights.resize(neighbours);
+                for (long e = 0; e < neighbours; ++e) {
+                    weights[e] = scale * dot(width, &laid[sensor * size], &laid[own[e] * size + width]);
+                    best = weights[e] > best ? weights[e] : best;
                 }
+                std::fill(result.begin(), result.end(), Vector{});
+                for (long e = 0; e < neighbours; ++e) {
+                    Vector weight = exponential(weights[e] - best);
+                    total += weight;
+                    if (dropout.on) weight *= dropout.factors(sensor, own[e], first, 1);
+                    if (voice) weight *= voices[own[e]];
+                    heard += weight;
+                    add_scaled(width, weight, &laid[own[e] * size + 2 * width], result.data());
+                }
+                for (int lane = 0; lane < LANES; ++lane) best[lane] += std::log(total[lane]);
+                results.put_numbers(best, normalisers + sensor * tokens * heads);
+                if (voice) {
+                    const Vector share = heard / total;
+                    results.put_numbers(share, shares + sensor * tokens * heads);
+                    total *= share < least_voice ? Vector{} + least_voice : share;
+                }
+                for (Vector& attended : result) attended = attended < 0.0f ? Vector{} : attended / total;
+                results.put(result.data(), output + sensor * tokens * channels);
             }
+        }
     }
 }
 
@@ -470,64 +470,63 @@ extern "C" void attend_sensors_backward(const Number* gradient, const Number* pa
                                         long tokens, long heads, long width, float scale, const int64_t* seed,
                                         float rate, float least_voice, long threads) {
     const Dropout dropout(seed, rate);
-    const long channels = heads * width, all_pairs = tokens * heads, size = 4 * width;
+    const long channels = heads * width, size = 4 * width;
 #pragma omp parallel num_threads(threads)
     {
         // Queries, keys, values, and the gradient of the output before ReLU and the division by the share heard.
-        std::vector<Vector> laid(sensors * size), result(width), sums(3 * width);
+        std::vector<Vector> laid(sensors * size), voices(sensors, Vector{} + 1.0f), result(width), sums(3 * width);
         // Of each query: normalisers, the mean of the gradients of its weights, and what each changes by that share.
         std::vector<Vector> logarithms(sensors), means(sensors), of_shares(sensors);
-#pragma omp for collapse(2)
-        for (long sample = 0; sample < samples; ++sample)
-            for (long first = 0; first < all_pairs; first += LANES) {
-                const long count = std::min<long>(LANES, all_pairs - first);
-                const Pairs pairs{heads, width, 3 * channels, first, count};
-                const Pairs results{heads, width, channels, first, count};
-                for (long sensor = 0; sensor < sensors; ++sensor) {
-                    const long row = sample * sensors + sensor;
-                    Vector *own = &laid[sensor * size], *incoming = own + 3 * width;
-                    for (int part = 0; part < 3; ++part)
-                        pairs.lay(packed + row * tokens * 3 * channels + part * channels, own + part * width);
-                    results.lay(output + row * tokens * channels, result.data());
-                    results.lay(gradient + row * tokens * channels, incoming);
-                    for (long c = 0; c < width; ++c) incoming[c] = result[c] > 0.0f ? incoming[c] : Vector{};
-                    logarithms[sensor] = pairs.at(normalisers + row * all_pairs);
-                    const Vector mean = dot(width, incoming, result.data());
-                    means[sensor] = mean;
-                    of_shares[sensor] = Vector{};
-                    if (!voice) continue;
-                    const Vector share = pairs.at(shares + row * all_pairs);
-                    const Vector divisor = share < least_voice ? Vector{} + least_voice : share;
-                    of_shares[sensor] = share < least_voice ? Vector{} : -mean / divisor;
-                    means[sensor] = share < least_voice ? mean : Vector{};
-                    for (long c = 0; c < width; ++c) incoming[c] /= divisor;
-                }
-                // From query to key: the gradient of the product, and the weight with all factors on it.
-                const auto between = [&](long query, long key, Vector& change, Vector& weight) {
-                    const Vector *own = &laid[query * size], *other = &laid[key * size];
-                    weight = exponential(scale * dot(width, own, other + width) - logarithms[query]);
-                    change = dot(width, own + 3 * width, other + 2 * width) + of_shares[query];
-                    Vector factor = Vector{} + (voice ? voice[sample * sensors + key] : 1.0f);
-                    if (dropout.on) factor *= dropout.factors(query, key, sample * all_pairs + first, 1);
-                    change = scale * weight * (change * factor - means[query]);
-                    weight *= factor;
-                };
-                for (long sensor = 0; sensor < sensors; ++sensor) {
-                    Vector change, weight;
-                    std::fill(sums.begin(), sums.end(), Vector{});
-                    for (long e = starts[sensor]; e < starts[sensor + 1]; ++e) {
-                        between(sensor, others[e], change, weight);
-                        add_scaled(width, change, &laid[others[e] * size + width], &sums[0]);
-                    }
-                    for (long e = seeing_starts[sensor]; e < seeing_starts[sensor + 1]; ++e) {
-                        between(seeing[e], sensor, change, weight);
-                        add_scaled(width, change, &laid[seeing[e] * size], &sums[width]);
-                        add_scaled(width, weight, &laid[seeing[e] * size + 3 * width], &sums[2 * width]);
-                    }
-                    Number* target = packed_gradient + (sample * sensors + sensor) * tokens * 3 * channels;
-                    for (int part = 0; part < 3; ++part) pairs.put(&sums[part * width], target + part * channels);
-                }
+#pragma omp for
+        for (long first = 0; first < samples * tokens * heads; first += LANES) {
+            const Triples triples(first, samples, sensors, tokens, heads, width, 3);
+            const Triples results(first, samples, sensors, tokens, heads, width, 1);
+            for (long sensor = 0; sensor < sensors; ++sensor) {
+                const long row = sensor * tokens;
+                Vector *own = &laid[sensor * size], *incoming = own + 3 * width;
+                for (int part = 0; part < 3; ++part)
+                    triples.lay(packed + row * 3 * channels + part * channels, own + part * width);
+                results.lay(output + row * channels, result.data());
+                results.lay(gradient + row * channels, incoming);
+                for (long c = 0; c < width; ++c) incoming[c] = result[c] > 0.0f ? incoming[c] : Vector{};
+                logarithms[sensor] = results.at(normalisers + row * heads, results.numbers);
+                const Vector mean = dot(width, incoming, result.data());
+                means[sensor] = mean;
+                of_shares[sensor] = Vector{};
+                if (!voice) continue;
+                voices[sensor] = results.at(voice + sensor, results.voices);
+                const Vector share = results.at(shares + row * heads, results.numbers);
+                const Vector divisor = share < least_voice ? Vector{} + least_voice : share;
+                of_shares[sensor] = share < least_voice ? Vector{} : -mean / divisor;
+                means[sensor] = share < least_voice ? mean : Vector{};
+                for (long c = 0; c < width; ++c) incoming[c] /= divisor;
             }
+            // From query to key: the gradient of the product, and the weight with all factors on it.
+            const auto between = [&](long query, long key, Vector& change, Vector& weight) {
+                const Vector *own = &laid[query * size], *other = &laid[key * size];
+                weight = exponential(scale * dot(width, own, other + width) - logarithms[query]);
+                change = dot(width, own + 3 * width, other + 2 * width) + of_shares[query];
+                Vector factor = voices[key];
+                if (dropout.on) factor *= dropout.factors(query, key, first, 1);
+                change = scale * weight * (change * factor - means[query]);
+                weight *= factor;
+            };
+            for (long sensor = 0; sensor < sensors; ++sensor) {
+                Vector change, weight;
+                std::fill(sums.begin(), sums.end(), Vector{});
+                for (long e = starts[sensor]; e < starts[sensor + 1]; ++e) {
+                    between(sensor, others[e], change, weight);
+                    add_scaled(width, change, &laid[others[e] * size + width], &sums[0]);
+                }
+                for (long e = seeing_starts[sensor]; e < seeing_starts[sensor + 1]; ++e) {
+                    between(seeing[e], sensor, change, weight);
+                    add_scaled(width, change, &laid[seeing[e] * size], &sums[width]);
+                    add_scaled(width, weight, &laid[seeing[e] * size + 3 * width], &sums[2 * width]);
+                }
+                Number* target = packed_gradient + sensor * tokens * 3 * channels;
+                for (int part = 0; part < 3; ++part) triples.put(&sums[part * width], target + part * channels);
+            }
+        }
     }
 }
 

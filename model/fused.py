@@ -256,8 +256,14 @@ class TokenCache:
     gradients of the tokens before it, the last step first.
     """
 
-    def __init__(self, keys_values: Tensor) -> None:
-        self.keys_values = keys_values  # (B, N, P, 2C)
+    def __init__(self, packed: Tensor, tokens: int, heads: int) -> None:
+        """Make room for the keys and values of so many tokens as `packed` (B, N, 1, 3C) has of one."""
+        B, N, _, channels = packed.shape
+        self.keys_values = packed.new_empty(B, N, tokens, channels // 3 * 2)  # (B, N, P, 2C)
+        if _on_cpu(packed):  # as the vectors of model/cpu_kernels.cpp have them, the last with some that are unused
+            vectors, width = -(-B * N // cpu_kernels.LANES), channels // 3 // heads
+            shape = (vectors, heads, 2, tokens, width, cpu_kernels.LANES)
+            self.keys_values = packed.new_empty(shape, dtype=torch.float32)
         self.gradients: Tensor | None = None
 
 
@@ -274,11 +280,11 @@ def attend_step(
 ) -> Tensor:
     """Let the newest token, packed (B, N, 1, 3C), attend to itself and those before it: (B, N, 1, C).
 
-    Its key and value are written to their place in `keys_values` (B, N, P, 2C).
+    Its key and value are written to their place in `keys_values`, which a `TokenCache` has.
     """
     output = _step_empty(packed, keys_values, step, heads)
     if _on_cpu(packed):
-        sizes = _sizes(packed, heads, keys_values.shape[-2])
+        sizes = _sizes(packed, heads, keys_values.shape[3])
         cpu_kernels.call("attend_step", packed, keys_values, output, *sizes, step, seed, float(dropout))
         return output
     *outer, tokens, channels = keys_values.shape
@@ -309,10 +315,10 @@ def attend_step_backward(
     dropout: float = 0,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of `packed`, and add to the `gradients` (B, N, P, 2C) of earlier keys and values."""
+    """Return the gradient of `packed`, and add to the `gradients` of earlier keys and values."""
     packed_gradient = torch.empty_like(packed)
     if _on_cpu(packed):
-        tensors, sizes = (gradient, packed, keys_values, gradients), _sizes(packed, heads, keys_values.shape[-2])
+        tensors, sizes = (gradient, packed, keys_values, gradients), _sizes(packed, heads, keys_values.shape[3])
         cpu_kernels.call("attend_step_backward", *tensors, packed_gradient, *sizes, step, seed, float(dropout))
         return packed_gradient
     *outer, tokens, channels = keys_values.shape

@@ -193,7 +193,7 @@ def of_tokens(seed: Tensor) -> Callable[[Tensor], Tensor]:
 
 def of_steps(seed: Tensor) -> Callable[[Tensor], Tensor]:
     def run(packed: Tensor) -> Tensor:
-        cache, order, outputs = fused.TokenCache(packed.new_empty(B, N, M, 2 * C)), None, []
+        cache, order, outputs = fused.TokenCache(packed[:, :, :1], M, HEADS), None, []
         for m in range(M):
             newest = packed[:, :, m : m + 1].contiguous()
             output, order = fused._Step.apply(newest, order, cache, m, HEADS, RATE, seed)

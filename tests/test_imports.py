@@ -48,8 +48,8 @@ def test_what_is_loaded_loads_nothing_else(loaded: list[str], forbidden: list[st
     assert [name for name in shown for other in forbidden if f"{name}.".startswith(f"{other}.")] == []
 
 
-def test_networks_import_of_lib_only_the_interface_and_the_kinds_of_settings() -> None:
-    allowed = {"lib.interface", "lib.ini"}
+def test_networks_import_of_lib_only_the_interface_the_kinds_of_settings_and_the_compiler() -> None:
+    allowed = {"lib.interface", "lib.ini", "lib.compiled"}
     found = set()
     for path in (REPOSITORY_ROOT / "model").rglob("*.py"):
         of_lib = {name for name in imported_by(path) if name.split(".")[0] == "lib"}
