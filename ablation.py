@@ -44,6 +44,7 @@ def ablations(config: Config, name: str) -> dict[str, tuple[str, ...]]:
     if training.epochs:
         rows[f"{name}-no-fine-tuning"] = ("Training.fine_tune_epochs=0",)
     rows[f"{name}-no-padded-history"] = ("Training.padded_history=off",)
+    rows[f"{name}-no-bias-correction"] = ("Training.bias_correction=off",)
     if variant.of_the_paper:
         others = (other for other in VARIANTS.values() if other.of_the_paper and other is not variant)
         rows |= {other.name: (f"Model.variant={other.name}",) for other in others}

@@ -50,7 +50,7 @@ class DeformablePatches(nn.Module):
     def forward(self, series: Tensor) -> Tensor:
         """Read the patches of `series` (B, N, L): (B, N, M, patch_len)."""
         positions = self.positions(series)  # (B, N, M, patch_len)
-        before = positions.detach().floor()
+        before = positions.detach().floor().nan_to_num()  # no number stays none by its weight, but is no place
         weight = positions - before
         before = before.long().flatten(2)  # (B, N, M * patch_len)
         after = (before + 1).clamp(max=self.input_steps - 1)

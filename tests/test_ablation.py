@@ -97,12 +97,13 @@ def test_the_rollout_of_an_ablated_model_equals_decoding_anew(part: str, make_da
 def test_each_row_of_each_variant_changes_one_setting(make_dataset: DatasetMaker) -> None:
     path = make_dataset()
     rows = {}
+    on = ["Training.padded_history=on", "Training.bias_correction=on"]
     for name in VARIANTS:
-        base = load(path, [f"Model.variant={name}", "Training.padded_history=on"])
+        base = load(path, [f"Model.variant={name}", *on])
         found = ablation.ablations(base, name)
         rows[name] = [row.removeprefix(f"{name}-") for row in found]
         for row, changes in found.items():
-            changed = load(path, [f"Model.variant={name}", "Training.padded_history=on", *changes])
+            changed = load(path, [f"Model.variant={name}", *on, *changes])
             keys = [text.split()[0] for text in changed.differences(base)]
             if row in VARIANTS:  # with its own rules for graphs
                 assert (changed.variant.name, changed.training) == (row, base.training)
@@ -113,7 +114,7 @@ def test_each_row_of_each_variant_changes_one_setting(make_dataset: DatasetMaker
     of_mlp += ["copy-imputed", "mute-imputed"]
     of_mlp = [*(f"no-{part}" for part in of_mlp), "8-harmonics"]
     of_graphs = ["no-similarity-graph", "no-topology-graph", "gaussian-similarity", "released-similarity"]
-    of_training = ["no-fine-tuning", "no-padded-history"]
+    of_training = ["no-fine-tuning", "no-padded-history", "no-bias-correction"]
     paper = [*of_encoder, "no-time-gate", *of_graphs, "dtw-of-all-days", *of_training]
     assert rows["paper"] == ["paper", *paper, "released"]
     as_it_is = ("released-similarity", "dtw-of-all-days")  # of the released code anyway

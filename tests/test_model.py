@@ -320,6 +320,14 @@ def test_deformable_patches_read_by_linear_interpolation() -> None:
             np.testing.assert_allclose(patches(series)[sample, node], expected, atol=1e-5)
 
 
+def test_patches_pass_on_what_is_no_number() -> None:
+    """So that a training that has left the finite numbers says so, and not that a place is out of reach."""
+    patches = DeformablePatches(6, 3)
+    assert torch.isfinite(patches(torch.ones(1, 1, 6))).all()
+    nn.init.constant_(patches.predictor[-1].bias, torch.nan)
+    assert torch.isnan(patches(torch.ones(1, 1, 6))).all()
+
+
 def test_patches_that_do_not_divide_the_input_are_refused() -> None:
     with pytest.raises(ValueError, match="patch_len 5 does not divide the input of 24 steps"):
         DeformablePatches(24, 5)
