@@ -14,13 +14,12 @@ from lib.files import check_writable
 from lib.inference import (
     Forecaster,
     History,
-    correct_flow,
-    forecast_flow,
+    check_inputs,
+    forecast_next,
     load_forecaster,
-    model_inputs,
-    outlook_of,
     read_history,
     save_forecast,
+    what_was_known,
 )
 from lib.intervals import Intervals, check_levels
 from lib.metrics import errors_of
@@ -148,25 +147,25 @@ def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Names
     steps = None if useful is None else useful + max_gap + 1 + horizon
     read = read_history(source, forecaster, steps, arguments.by_position, arguments.until)
     history = read.until(max(0, len(read.flow) - horizon))
-    inputs, filled = model_inputs(history, forecaster.offsets, max_gap)
+    filled = check_inputs(history, forecaster.offsets, max_gap)
     first, last = history.label(len(history.flow) - forecaster.steps_needed), history.label(len(history.flow) - 1)
     print(f"{source}: the forecast needs {forecaster.steps_needed} steps before it: read {first} .. {last}")
     say_what_was_read(forecaster, history, arguments.by_position)
     if filled:
-        print(f"filled {filled} of {inputs.size} input values, in gaps of at most {max_gap} steps")
+        values = len(forecaster.offsets) * len(forecaster.sensors)
+        print(f"filled {filled} of {values} input values, in gaps of at most {max_gap} steps")
 
-    outlook = outlook_of(forecaster, history)
-    for note in outlook.notes:
-        print(note)
+    forecasts = forecast_next(forecaster, history, max_gap)
+    forecast, imputed = forecasts.flow[0], forecasts.imputed
+    for line in what_was_known(forecaster, history, None if imputed is None else imputed[0]):
+        print(line)
     half_widths = {}
     if arguments.interval:
         intervals = intervals_of(forecaster, folder, history)
-        imputed = None if outlook.imputed is None else outlook.imputed[None]
-        week = np.array([outlook.step_of_week])
+        week = history.calendar.step_of_week(np.array([len(history.flow)]))
         half_widths = {level: intervals.half_width(week, level, imputed)[0] for level in arguments.interval}
-    forecast, earlier = correct_flow(forecaster, history, outlook, forecast_flow(forecaster, inputs, outlook), max_gap)
     if forecaster.config.training.bias_correction:
-        print(f"bias correction by the errors of {earlier} earlier forecasts")
+        print(f"bias correction by the errors of {forecasts.earlier} earlier forecasts")
     negative = np.count_nonzero(forecast < 0)
     save_forecast(output, history, np.where(forecast <= 0, np.float32(0), forecast), half_widths)
     sensors, steps = forecast.shape

@@ -125,7 +125,8 @@ def backtest(
     starts = starts[~refused]
     if not len(starts):
         raise InputError(f"{history.path}: found a gap of more than {max_gap} steps (--max-gap) before every forecast")
-    forecast, imputed = forecasts_from(forecaster, history, starts, max_gap)
+    forecasts = forecasts_from(forecaster, history, starts, max_gap)
+    forecast, imputed = forecasts.flow, forecasts.imputed
     flow = history.flow.astype(np.float32)
     filled_in = history.marks
     if filled_in is None:

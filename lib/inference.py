@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu
 from lib.errors import InputError, nearest
 from lib.files import written_whole
-from lib.interface import Inputs, Variants
+from lib.interface import Variants
 from lib.intervals import bounds
 from lib.numbers import number_text
 from lib.run_folder import BEST, RunFolder
@@ -284,8 +283,8 @@ def _columns_of(sensors: Sequence[str], columns: Sequence[str], path: Path, fore
 # ---------------------------------------------------------------------------------------------- what comes next
 
 
-def model_inputs(history: History, offsets: NDArray[np.int64], max_gap: int) -> tuple[NDArray[np.float64], int]:
-    """Return the inputs (L, N) of the forecast of the steps after a history, and how many values of them were filled.
+def check_inputs(history: History, offsets: NDArray[np.int64], max_gap: int) -> int:
+    """Return how many inputs of the forecast of the steps after a history are filled in.
 
     Args:
         history: reaches back at least to the first input; with `max_gap` + 1 steps more where there are, gaps are as
@@ -299,145 +298,72 @@ def model_inputs(history: History, offsets: NDArray[np.int64], max_gap: int) -> 
     length, needed = len(history.flow), -int(offsets.min())
     if length < needed:
         raise InputError(f"{history.path}: found {length} steps before the forecast, expected at least {needed}")
-    filled = fill_gaps(history.flow, max_gap)
     is_input = np.zeros(length, dtype=np.bool_)
     is_input[length + offsets] = True
     faults = [
         f"{history.path}: sensor '{history.sensors[sensor]}': found no value from {history.label(first)} to "
         f"{history.label(end - 1)} ({end - first} steps), expected gaps of at most {max_gap} steps (--max-gap)"
-        for sensor, first, end in find_gaps(filled)
+        for sensor, first, end in find_gaps(fill_gaps(history.flow, max_gap))
         if is_input[first:end].any()
     ]
     if len(faults) > FAULTS_SHOWN:
         faults = [*faults[:FAULTS_SHOWN], f"{history.path}: and {len(faults) - FAULTS_SHOWN} more gaps"]
     if faults:
         raise InputError("\n".join(faults))
-    return filled[length + offsets], int(np.isnan(history.flow[is_input]).sum())
+    return int(np.isnan(history.flow[is_input]).sum())
 
 
 @dataclass(frozen=True, eq=False)
-class Outlook:
-    """What is known of the steps to forecast beside the input window, in vehicles a step.
+class Forecasts:
+    """What a run forecasts from some steps of a history.
 
     Attributes:
-        step_of_week: of the first step to forecast.
-        profile: (D h + P, N), the historical profile of the input's last hours and of the steps to forecast; None if
-            not needed.
-        imputed: (N,), which sensors are imputed; None if it is not needed, or none is.
-        last_week: (P, N), the values a week before the steps to forecast; None like `imputed`, or where a file marks
-            imputed values: they need not repeat those.
-        notes: lines for the user.
+        flow: (B, N, P), in vehicles a step.
+        imputed: (B, N), which sensors were imputed then; None where the network does not ask for it.
+        earlier: how many more forecasts were made, for the errors that correct these.
     """
 
-    step_of_week: int
-    profile: NDArray[np.float32] | None = None
-    imputed: NDArray[np.bool_] | None = None
-    last_week: NDArray[np.float64] | None = None
-    notes: tuple[str, ...] = ()
+    flow: NDArray[np.float32]
+    imputed: NDArray[np.bool_] | None
+    earlier: int
 
 
-def outlook_of(forecaster: Forecaster, history: History) -> Outlook:
-    """Return what a run's network asks for of the steps after a history, by the same rules as in training."""
-    config, horizon, calendar = forecaster.config, forecaster.config.data.num_for_predict, history.calendar
-    length, week = len(history.flow), calendar.steps_per_week
-    step_of_week = calendar.step_of_week(length)
-    notes = []
-    profile = imputed = last_week = None
-    if config.needs.imputed:
-        if history.marks is not None:
-            last = history.marks[-1] & ~np.isnan(history.flow[-1])
-            imputed = last if last.any() else None
-            notes.append(f"imputed sensors: {last.sum()} of {len(last)} by the marks of the file")
-        elif length < week + calendar.steps_per_day:
-            needed = week + calendar.steps_per_day
-            notes.append(f"imputed sensors: not looked for, {length} steps were read and {needed} are needed")
-        else:
-            last = causal_flags(history.flow.astype(np.float32), calendar)[-1]
-            if last.any():
-                imputed = last
-                steps = np.arange(horizon) % week - week
-                last_week = fill_gaps(history.flow[-(week + calendar.steps_per_day) :], length)[steps]
-                notes.append(f"imputed sensors: {last.sum()} of {len(last)} repeat last week and are forecast by it")
-    if (profile_week := forecaster.profile_week) is not None:
-        hours = config.training.num_of_hours * config.data.points_per_hour
-        profile = profile_week[calendar.step_of_week(np.arange(length - hours, length + horizon))]
-        if config.needs.carried_profile:
-            days = length // calendar.steps_per_day
-            if days >= PROFILE_DAYS:
-                profile = _carried_profile(forecaster, history, length - hours)
-                notes.append(f"historical profile of the {days} days before the forecast")
-            else:
-                notes.append(
-                    f"historical profile of the run's training: the file has {days} whole days before the forecast, "
-                    f"and {PROFILE_DAYS} are needed for one of its own"
-                )
-    return Outlook(step_of_week, profile, imputed, last_week, tuple(notes))
-
-
-def _carried_profile(forecaster: Forecaster, history: History, since: int) -> NDArray[np.float32]:
-    """Return the historical profile by the days of a history (T, N), as training carries it on: (T - since + P, N)."""
-    unknown = np.full((forecaster.config.data.num_for_predict, history.flow.shape[1]), np.nan)
-    flow = np.concatenate([history.flow, unknown]).astype(np.float32)
-    middle = forecaster.scaling.middle
-    return historical_profile(flow, len(history.flow), history.calendar, middle, DECAY, since).series
-
-
-@torch.no_grad()
-def forecast_flow(forecaster: Forecaster, inputs: NDArray[np.float64], outlook: Outlook) -> NDArray[np.float32]:
-    """Return the flow (N, P) of the next P steps from inputs (L, N) and what else is known of these steps.
-
-    All are in vehicles a step.
-    """
-
-    def scaled(flow: NDArray[Any] | None) -> Tensor | None:
-        if flow is None:
-            return None
-        # Rounded as in a prepared file, so that the same rows give the same forecast as in a test in float32.
-        rounded = forecaster.scaling.to_float32(flow.astype(np.float32))
-        return torch.from_numpy(np.ascontiguousarray(rounded.T)[None]).to(forecaster.device)
-
-    series = scaled(inputs)  # (1, N, L)
-    assert series is not None
-    network_inputs = Inputs(
-        series,
-        series[:, :, -1],
-        torch.tensor([outlook.step_of_week], device=forecaster.device),
-        scaled(outlook.profile),  # (1, N, D h + P)
-        None if outlook.imputed is None else torch.from_numpy(outlook.imputed)[None].to(forecaster.device),
-        scaled(outlook.last_week),  # (1, N, P)
-    )
-    scaled_forecast = forecaster.model(network_inputs)  # (1, N, P)
-    forecast: NDArray[np.float32] = forecaster.scaling.to_raw(scaled_forecast)[0].float().cpu().numpy()
-    return forecast
-
-
-def correct_flow(
-    forecaster: Forecaster, history: History, outlook: Outlook, forecast: NDArray[np.float32], max_gap: int
-) -> tuple[NDArray[np.float32], int]:
-    """Return a forecast (N, P) of the steps after a history, corrected by earlier forecasts, and how many these are.
-
-    They are none where the run has no bias correction, or the history is too short.
-    """
+def forecast_next(forecaster: Forecaster, history: History, max_gap: int) -> Forecasts:
+    """Return the forecast of the steps after a history: `forecasts_from` its end."""
     now = np.array([len(history.flow)])
-    earlier = _earlier_starts(forecaster, history, now, max_gap)
-    if not len(earlier):
-        return forecast, 0
-    history = history.with_unknown(forecaster.config.data.num_for_predict)  # the last of these reach beyond it
-    before, flags = _network_forecasts(forecaster, history, earlier)
-    if flags is not None:
-        imputed = np.zeros(len(forecast), dtype=np.bool_) if outlook.imputed is None else outlook.imputed
-        flags = np.concatenate([flags, imputed[None]])
-    forecasts = np.concatenate([before, forecast[None]])
-    return _corrected(history, forecasts, np.concatenate([earlier, now]), flags)[-1], len(earlier)
+    return forecasts_from(forecaster, history.with_unknown(forecaster.config.data.num_for_predict), now, max_gap)
+
+
+def what_was_known(forecaster: Forecaster, history: History, imputed: NDArray[np.bool_] | None) -> list[str]:
+    """Return lines on how many sensors (N,) are imputed after a history, and on the days of the profile."""
+    calendar, length, lines = history.calendar, len(history.flow), []
+    if imputed is not None:
+        found = f"imputed sensors: {imputed.sum()} of {len(imputed)}"
+        needed = calendar.steps_per_week + calendar.steps_per_day
+        if history.marks is not None:
+            lines.append(f"{found} by the marks of the file")
+        elif length < needed:
+            lines.append(f"imputed sensors: not looked for, {length} steps were read and {needed} are needed")
+        elif imputed.any():
+            lines.append(f"{found} repeat last week and are forecast by it")
+    if forecaster.config.needs.carried_profile:
+        days = length // calendar.steps_per_day
+        lines.append(
+            f"historical profile of the {days} days before the forecast"
+            if days >= PROFILE_DAYS
+            else f"historical profile of the run's training: the file has {days} whole days before the forecast, "
+            f"and {PROFILE_DAYS} are needed for one of its own"
+        )
+    return lines
 
 
 def forecasts_from(
     forecaster: Forecaster, history: History, label_starts: NDArray[np.int64], max_gap: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Return the forecasts (B, N, P) from many steps of a history, and which sensors were imputed then, (B, N).
+) -> Forecasts:
+    """Return the forecasts from many steps of a history.
 
-    Each is that of `forecast_flow` and `correct_flow` from the steps before its label start alone: gaps, profile and
-    imputed sensors are as they were known then. The flags are None where the network does not ask for them.
+    Each is made from the steps before its label start alone: gaps, profile and imputed sensors are as they were known
+    then, and so are the errors that correct it.
 
     Args:
         forecaster: the run.
@@ -446,30 +372,23 @@ def forecasts_from(
         max_gap: the longest gap among the inputs of an earlier forecast whose errors count, in steps.
     """
     if not forecaster.config.training.bias_correction:
-        return _network_forecasts(forecaster, history, label_starts)
+        return Forecasts(*_network_forecasts(forecaster, history, label_starts), earlier=0)
     starts = np.union1d(_earlier_starts(forecaster, history, label_starts, max_gap), label_starts)
-    forecast, flags = _network_forecasts(forecaster, history, starts)
+    forecast, imputed = _network_forecasts(forecaster, history, starts)
+    target = history.flow[starts[:, None] + np.arange(forecast.shape[2])].transpose(0, 2, 1).astype(np.float32)
+    flow = corrected(forecast, target, starts, history.calendar.steps_per_day, imputed)
     asked = np.searchsorted(starts, label_starts)
-    return _corrected(history, forecast, starts, flags)[asked], None if flags is None else flags[asked]
+    flags = None if imputed is None else imputed[asked]
+    return Forecasts(flow[asked], flags, len(starts) - len(label_starts))
 
 
 def _earlier_starts(
     forecaster: Forecaster, history: History, label_starts: NDArray[np.int64], max_gap: int
 ) -> NDArray[np.int64]:
     """Return from where to forecast first, to know the errors that correct the forecasts from label starts (B,)."""
-    if not forecaster.config.training.bias_correction:
-        return label_starts[:0]
     starts = earlier_starts(label_starts, forecaster.config.data.num_for_predict, history.calendar.steps_per_day)
     starts = starts[starts >= forecaster.steps_needed]
     return starts[~refused_starts(history, forecaster.offsets, starts, max_gap)]
-
-
-def _corrected(
-    history: History, forecast: NDArray[np.float32], label_starts: NDArray[np.int64], imputed: NDArray[np.bool_] | None
-) -> NDArray[np.float32]:
-    """Return forecasts (B, N, P), each corrected by what a history has before its label start."""
-    target = history.flow[label_starts[:, None] + np.arange(forecast.shape[2])].transpose(0, 2, 1).astype(np.float32)
-    return corrected(forecast, target, label_starts, history.calendar.steps_per_day, imputed)
 
 
 def _network_forecasts(
@@ -485,7 +404,6 @@ def _network_forecasts(
     splits, gaps = {"train": np.array([length])}, missing if missing.any() else None
     made_from = {} if history.marks is None else {MARKS: str(history.path)}
     prepared = Prepared(filled, forecaster.offsets, splits, minimum, maximum, made_from, gaps)
-    # What `outlook_of` says of imputed sensors, at all steps.
     flags = None
     if config.needs.imputed and history.marks is not None:
         flags = marked_flags(history.marks & ~missing)
@@ -498,9 +416,13 @@ def _network_forecasts(
         of_week = forecaster.profile_week[calendar.step_of_week(np.arange(length))]
         parts = [(label_starts, of_week)]
         if config.needs.carried_profile:
-            own = historical_profile(flow, length, calendar, forecaster.scaling.middle, DECAY).series
             early = label_starts < PROFILE_DAYS * day
-            parts = [(label_starts[early], of_week), (label_starts[~early], own)]
+            parts = [(label_starts[early], of_week)]
+            if not early.all():
+                first = label_starts[~early].min() - config.training.num_of_hours * config.data.points_per_hour
+                own = np.zeros_like(flow)
+                own[first:] = historical_profile(flow, length, calendar, forecaster.scaling.middle, DECAY, first).series
+                parts.append((label_starts[~early], own))
     recorder = recorder_for(config.runtime, forecaster.device)
     forecasts = []
     bar = tqdm(total=len(label_starts), desc="forecasts", unit="forecast", leave=False, disable=None)

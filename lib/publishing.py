@@ -16,15 +16,7 @@ from lib.checkpoints import load_checkpoint, save_checkpoint
 from lib.config import FILE_SETTINGS, Config
 from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT, fingerprint, save_npz, written_whole
-from lib.inference import (
-    Forecaster,
-    correct_flow,
-    forecast_flow,
-    load_forecaster,
-    model_inputs,
-    outlook_of,
-    read_history,
-)
+from lib.inference import Forecaster, check_inputs, forecast_next, load_forecaster, read_history
 from lib.interface import Variants
 from lib.run_folder import RunFolder, new_run_folder
 
@@ -96,6 +88,6 @@ def example_series(forecaster: Forecaster) -> NDArray[np.uint16]:
 def forecast_of(source: Path, forecaster: Forecaster) -> NDArray[np.float32]:
     """Return the forecast (N, P) of the steps after a file, in vehicles a step."""
     history = read_history(source, forecaster, None)
-    inputs, _ = model_inputs(history, forecaster.offsets, 0)
-    outlook = outlook_of(forecaster, history)
-    return correct_flow(forecaster, history, outlook, forecast_flow(forecaster, inputs, outlook), 0)[0]
+    check_inputs(history, forecaster.offsets, 0)
+    forecast: NDArray[np.float32] = forecast_next(forecaster, history, 0).flow[0]
+    return forecast

@@ -15,7 +15,7 @@ import pytest
 
 from lib.backtest import Backtest, backtest, hourly_scores
 from lib.config import Config
-from lib.inference import Forecaster, load_forecaster, model_inputs, read_history, refused_starts
+from lib.inference import Forecaster, check_inputs, load_forecaster, read_history, refused_starts
 from lib.report.backtest_page import backtest_page
 from lib.report.explorer import EXPLORER_SCRIPT, packed
 from lib.run_folder import RunFolder
@@ -135,7 +135,7 @@ def test_forecasts_that_predict_would_refuse_are_left_out(run: tuple[RunFolder, 
 
     def fails(start: int) -> bool:
         try:
-            model_inputs(history.until(start), forecaster.offsets, 2)
+            check_inputs(history.until(start), forecaster.offsets, 2)
         except Exception:
             return True
         return False

@@ -17,7 +17,7 @@ from lib.data.prepared import Prepared
 from lib.data.series import fill_gaps, find_gaps
 from lib.data.windowing import Calendar
 from lib.data.windows import Windows
-from lib.inference import Forecaster, load_forecaster, outlook_of, read_history
+from lib.inference import Forecaster, Forecasts, load_forecaster, read_history
 from lib.metrics import errors_of
 from lib.run_folder import RunFolder
 from lib.runs import start_run
@@ -156,7 +156,7 @@ def test_a_forecast_is_the_same_whichever_row_a_file_begins_with_and_seconds_off
             assert call("predict.py", "--run", run.folder, "--input", root / "now.csv") == 0
             forecasts.add((tmp_path / "forecast.csv").read_bytes())
             history = read_history(root / "now.csv", forecaster, None)
-            assert outlook_of(forecaster, history).step_of_week == len(series) % (7 * day)  # START is a Monday
+            assert history.calendar.step_of_week(len(history.flow)) == len(series) % (7 * day)  # START is a Monday
         assert len(forecasts) == 1
         with (tmp_path / "forecast.csv").open(newline="") as handle:
             labels = [row["time"] for row in csv.DictReader(handle)]
@@ -229,7 +229,7 @@ def test_forecasts_below_0_are_written_as_0_and_scored_as_they_are(
 ) -> None:
     forecast = np.random.default_rng(2).normal(5, 20, (SENSORS, HORIZON)).astype(np.float32)
     forecast[0, 0] = -0.0
-    monkeypatch.setattr("predict.forecast_flow", lambda *_: forecast)
+    monkeypatch.setattr("predict.forecast_next", lambda *_: Forecasts(forecast[None], None, 0))
     source = write_csv(tmp_path / "now.csv", flow)
     assert call("predict.py", "--run", runs["ids"], "--input", source, "--evaluate") == 0
     np.testing.assert_allclose(read_forecast(tmp_path / "forecast.csv"), forecast.clip(0), atol=0.00051)
