@@ -411,23 +411,22 @@ def _network_forecasts(
         flags = causal_flags(flow, calendar)
         flags[: calendar.steps_per_week + day] = False  # it looks for none so early
 
-    parts: list[tuple[NDArray[np.int64], NDArray[np.float32] | None]] = [(label_starts, None)]
-    if forecaster.profile_week is not None:
-        of_week = forecaster.profile_week[calendar.step_of_week(np.arange(length))]
-        parts = [(label_starts, of_week)]
-        if config.needs.carried_profile:
-            early = label_starts < PROFILE_DAYS * day
-            parts = [(label_starts[early], of_week)]
-            if not early.all():
-                first = label_starts[~early].min() - config.training.num_of_hours * config.data.points_per_hour
-                own = np.zeros_like(flow)
-                own[first:] = historical_profile(flow, length, calendar, forecaster.scaling.middle, DECAY, first).series
-                parts.append((label_starts[~early], own))
+    week = forecaster.profile_week
+    of_week = None if week is None else week[calendar.step_of_week(np.arange(length))]
+    parts = [(label_starts, of_week)]
+    early = label_starts < PROFILE_DAYS * day  # with too few days before them for a profile of their own
+    if config.needs.carried_profile and not early.all():
+        first = label_starts[~early].min() - config.training.num_of_hours * config.data.points_per_hour
+        own = np.zeros_like(flow)
+        own[first:] = historical_profile(flow, length, calendar, forecaster.scaling.middle, DECAY, first).series
+        parts = [(label_starts[early], of_week), (label_starts[~early], own)]
     recorder = recorder_for(config.runtime, forecaster.device)
     forecasts = []
     bar = tqdm(total=len(label_starts), desc="forecasts", unit="forecast", leave=False, disable=None)
     with bar:
         for starts, profile in parts:
+            if not len(starts):
+                continue
             windows = Windows(
                 prepared,
                 horizon,
