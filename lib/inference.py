@@ -452,7 +452,7 @@ def _forecast(forecaster: Forecaster, windows: Windows, label_starts: Tensor) ->
 def refused_starts(
     history: History, offsets: NDArray[np.int64], label_starts: NDArray[np.int64], max_gap: int
 ) -> NDArray[np.bool_]:
-    """Return from which label starts (B,) `model_inputs` would refuse to forecast, for a gap among the inputs."""
+    """Return from which label starts (B,) `check_inputs` would refuse to forecast, for a gap among the inputs."""
     refused = np.zeros(len(label_starts), dtype=np.bool_)
     long = {(first, end) for _, first, end in find_gaps(history.flow) if end - first > max_gap}
     for first, end in long:
