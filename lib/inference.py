@@ -45,6 +45,7 @@ from lib.run_folder import BEST, RunFolder
 FAULTS_SHOWN = 5
 BATCH = 32  # forecasts computed at once
 PROFILE_DAYS = 14  # of a file, for a historical profile of its own
+IMPUTED_DAYS = 8  # of a file, to look for imputed sensors: they repeat the week before
 HEADER = ("time", "sensor", "minutes_ahead", "forecast")
 
 
@@ -93,7 +94,7 @@ class Forecaster:
         data, needs = self.config.data, self.config.needs
         if needs.carried_profile:
             return None
-        useful = max(self.steps_needed, 8 * data.steps_per_day if needs.imputed else 0)
+        useful = max(self.steps_needed, IMPUTED_DAYS * data.steps_per_day if needs.imputed else 0)
         return useful + (steps_back(data.steps_per_day) if self.config.training.bias_correction else 0)
 
 
@@ -339,7 +340,7 @@ def what_was_known(forecaster: Forecaster, history: History, imputed: NDArray[np
     calendar, length, lines = history.calendar, len(history.flow), []
     if imputed is not None:
         found = f"imputed sensors: {imputed.sum()} of {len(imputed)}"
-        needed = calendar.steps_per_week + calendar.steps_per_day
+        needed = IMPUTED_DAYS * calendar.steps_per_day
         if history.marks is not None:
             lines.append(f"{found} by the marks of the file")
         elif length < needed:
@@ -409,7 +410,7 @@ def _network_forecasts(
         flags = marked_flags(history.marks & ~missing)
     elif config.needs.imputed:
         flags = causal_flags(flow, calendar)
-        flags[: calendar.steps_per_week + day] = False  # it looks for none so early
+        flags[: IMPUTED_DAYS * day] = False
 
     week = forecaster.profile_week
     of_week = None if week is None else week[calendar.step_of_week(np.arange(length))]
