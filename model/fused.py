@@ -1,11 +1,10 @@
-"""Chains of operators that are one kernel on a GPU, each way, and the choice between both forms.
+"""Chains of operators that are one kernel on a GPU, forward and backward, and the choice between both forms.
 
 `fuses` says where they are used: on CUDA where Triton can compile, and on the device `meta`, where what a GPU would run
-is counted. Everywhere else the same is computed by PyTorch's own operators, which are the specification; the modules
-have them.
-Each operator here is one of PyTorch's (`OPERATORS`), so that compilers, CUDA graphs and counts take it for
-what it is: one kernel, on tensors of fixed shape, with no look at their values from Python. `model.triton_kernels` has
-the kernels.
+is counted. Everywhere else the modules compute the same by PyTorch's own operators, which are the specification.
+
+Each operator here is one of PyTorch's (`OPERATORS`), so that compilers, CUDA graphs and counts take it for what it is:
+one kernel, on tensors of fixed shape, with no look at their values from Python. `model.triton_kernels` has the kernels.
 """
 
 import math
