@@ -460,6 +460,8 @@ def test_wrong_input_is_said_and_nothing_is_written(
     assert "found 300 infinite values, the first at step 0, sensor 0" in error(tmp_path / "now.npz")
     source.write_bytes(before.replace(b"2018-03-05 00:30", b"2018-03-05 00:40"))
     assert "row 3: found the time 2018-03-05 00:40:00, expected 2018-03-05 00:30:00" in error(source)
+    source.write_bytes(before.replace(b"2018-03-06 00:30", b"2918-03-06 00:30"))  # its gap would fill the memory
+    assert "row 51: found the time 2918-03-06 00:30:00 after 2018-03-06 00:00:00, expected a row for" in error(source)
     assert not (tmp_path / "forecast.csv").exists()
 
 

@@ -118,8 +118,8 @@ def regular_series(
         gaps: take empty cells, and steps between the first row and the last that have none, for NaN.
 
     Raises:
-        InputError: another number of sensors, another start, a time out of step, or an empty cell; with `gaps`, hardly
-            any row for the time that the table covers.
+        InputError: another number of sensors, another start, a time out of step, or an empty cell; with `gaps`, what
+            `grid_steps` raises.
     """
     check_sensor_count(table.path, table.sensors, num_nodes)
     if start is not None and abs(table.time(0) - start) > timedelta(hours=1) * STEP_TOLERANCE / points_per_hour:
@@ -128,14 +128,7 @@ def regular_series(
         )
     if gaps:
         step_of_row = grid_steps(table, points_per_hour)
-        number = int(step_of_row[-1]) + 1
-        if number > MOST_STEPS_PER_ROW * len(step_of_row):  # a slip in a date, which might fill the memory
-            row = int(np.diff(step_of_row).argmax()) + 1
-            raise InputError(
-                f"{table.path} row {table.rows[row]}: found the time {table.time(row)} after {table.time(row - 1)}, "
-                f"expected a row for at least one in {MOST_STEPS_PER_ROW} steps"
-            )
-        series = np.full((number, num_nodes, 1), np.nan)
+        series = np.full((int(step_of_row[-1]) + 1, num_nodes, 1), np.nan)
         series[step_of_row, :, 0] = table.values
         return series
     steps = _steps(table, points_per_hour)
@@ -160,7 +153,8 @@ def grid_steps(table: SensorTable, points_per_hour: int) -> NDArray[np.int64]:
     """Return the time step of each row (T,), counted from the first row's, for a table where some steps may be absent.
 
     Raises:
-        InputError: times are out of order or between two steps, or most rows are not one step after the row before.
+        InputError: times are out of order or between two steps, or most rows are not one step after the row before, or
+            there is hardly any row for the time that the table covers.
     """
     steps = _steps(table, points_per_hour)
     whole = nearest_step(steps)
@@ -171,6 +165,12 @@ def grid_steps(table: SensorTable, points_per_hour: int) -> NDArray[np.int64]:
     if wrong.any():
         row = int(wrong.argmax())
         raise _out_of_step(table, row, int(whole[row - 1]) + 1, points_per_hour)
+    if whole[-1] >= MOST_STEPS_PER_ROW * len(whole):  # a slip in a date, which might fill the memory
+        row = int(advance.argmax())
+        raise InputError(
+            f"{table.path} row {table.rows[row]}: found the time {table.time(row)} after {table.time(row - 1)}, "
+            f"expected a row for at least one in {MOST_STEPS_PER_ROW} steps"
+        )
     return whole
 
 
