@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lib.data.imputed import LEAST_SHARE, imputed_values
 from lib.data.profile import DECAY, historical_profile
+from lib.data.windowing import nearest_time
 from lib.errors import InputError
 from lib.files import written_whole
 from lib.inference import Forecaster, History, forecasts_from, refused_starts
@@ -51,6 +52,12 @@ class Backtest:
     refused: int
 
     @property
+    def start(self) -> datetime | None:
+        """The time of the file's first step, by a clock that is not seconds off; None where no time is known."""
+        start = self.history.start
+        return None if start is None else nearest_time(start, self.history.points_per_hour)
+
+    @property
     def targets(self) -> NDArray[np.int64]:
         """The steps that are forecast (B, P), indices into the history."""
         return self.label_starts[:, None] + np.arange(self.forecast.shape[2])
@@ -61,14 +68,14 @@ class Backtest:
 
         Where no time is known, hours are counted from the first step.
         """
-        start, rate = self.history.start, self.history.points_per_hour
+        start, rate = self.start, self.history.points_per_hour
         early = 0.0 if start is None else start.hour + start.minute / 60 + start.second / 3600
         whole: NDArray[np.int64] = np.floor(early + (self.targets + 1e-6) / rate).astype(np.int64)
         return whole
 
     def day_name(self, day: int) -> str:
         """Return the date of a day, counted from that of the file's first step, or its number."""
-        start = self.history.start
+        start = self.start
         return str(day) if start is None else f"{start.date() + timedelta(days=day)}"
 
     def interval_scores(self) -> dict[str, Any]:
@@ -110,7 +117,8 @@ def backtest(
         adapt: whether they are adapted as well.
 
     Raises:
-        InputError: the file has fewer days, or no forecast can be made.
+        InputError: the file has fewer days, or these are shorter than a forecast, or no forecast can be made, or no
+            target was measured.
     """
     config, calendar = forecaster.config, history.calendar
     horizon, length = config.data.num_for_predict, len(history.flow)
@@ -120,6 +128,9 @@ def backtest(
             f"--days: found {days}, expected at most {max(0, most)}: {history.path} has {length} steps up to "
             f"{history.label(length - 1)}, of which the first forecast needs {forecaster.steps_needed}"
         )
+    if days * calendar.steps_per_day < horizon:
+        least = -(-horizon // calendar.steps_per_day)
+        raise InputError(f"--days: found {days}, expected at least {least}: a forecast is of {horizon} steps")
     starts = np.arange(length - days * calendar.steps_per_day, length - horizon + 1, every, dtype=np.int64)
     refused = refused_starts(history, forecaster.offsets, starts, max_gap)
     starts = starts[~refused]
@@ -135,6 +146,9 @@ def backtest(
     targets = starts[:, None] + np.arange(horizon)
     truth = np.ascontiguousarray(flow[targets].transpose(0, 2, 1))
     measured = np.where(filled_in[targets].transpose(0, 2, 1), np.float32(np.nan), truth)
+    if np.isnan(measured).all():
+        span = f"{history.label(int(targets[0, 0]))} to {history.label(int(targets[-1, -1]))}"
+        raise InputError(f"{history.path}: found no measured value from {span}, expected some to score forecasts by")
     profile = historical_profile(flow, length, calendar, forecaster.scaling.middle, DECAY).series
     half_widths, adapted = {}, {}
     for level in levels:
@@ -201,8 +215,8 @@ def hourly_scores(test: Backtest) -> HourlyScores:
     scores = HourlyScores(first, count, mae, profile_mae, coverage, np.zeros(number, dtype=np.bool_))
     of_hours = scores.of_all(mae, 1)
     most = max(1, round(WORST_HOURS * number / HOURS))
-    ranked = np.argsort(-np.where(np.isnan(of_hours), -np.inf, of_hours), kind="stable")[:most]
-    scores.worst[ranked] = True
+    ranked = np.argsort(-of_hours, kind="stable")[:most]  # NaN comes last
+    scores.worst[ranked] = ~np.isnan(of_hours[ranked])
     return scores
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from base64 import b64encode
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 
 from lib.backtest import Backtest, backtest, hourly_scores
 from lib.config import Config
+from lib.errors import InputError
 from lib.inference import Forecaster, check_inputs, load_forecaster, read_history, refused_starts
 from lib.report.backtest_page import backtest_page
 from lib.report.explorer import EXPLORER_SCRIPT, packed
@@ -128,20 +129,22 @@ def test_what_comes_later_changes_nothing_of_an_adapted_backtest(run: tuple[RunF
 def test_forecasts_that_predict_would_refuse_are_left_out(run: tuple[RunFolder, Config], tmp_path: Path) -> None:
     flow = series()
     flow[17 * DAY : 17 * DAY + 5, 1] = np.nan
+    flow[: 16 * DAY + 9, 4] = np.nan  # before its first value there is nothing to fill it with
     forecaster = forecaster_of(run)
     history = read_history(write(tmp_path / "gap.npz", flow), forecaster, None)
     starts = np.arange(16 * DAY, 19 * DAY - HORIZON)
-    refused = refused_starts(history, forecaster.offsets, starts, 2)
 
-    def fails(start: int) -> bool:
+    def fails(start: int, max_gap: int) -> bool:
         try:
-            check_inputs(history.until(start), forecaster.offsets, 2)
-        except Exception:
+            check_inputs(history.until(start), forecaster.offsets, max_gap)
+        except InputError:
             return True
         return False
 
-    assert refused.tolist() == [fails(start) for start in starts]
-    assert 0 < refused.sum() < 60
+    for max_gap in (2, 2000):
+        refused = refused_starts(history, forecaster.offsets, starts, max_gap)
+        assert refused.tolist() == [fails(start, max_gap) for start in starts]
+        assert 0 < refused.sum() < 70
     test = backtest_of(run, history.path, days=3)
     assert test.refused == refused_starts(history, forecaster.offsets, np.arange(16 * DAY, 19 * DAY - 2), 2).sum()
     assert len(test.label_starts) == 3 * DAY - 2 - test.refused
@@ -168,6 +171,39 @@ def test_hourly_scores_are_means_by_hand(run: tuple[RunFolder, Config], tmp_path
     assert scores.worst.sum() == max(1, round(2 * len(of_hours) / 24))
     assert of_hours[scores.worst].min() >= np.nanmax(of_hours[~scores.worst])
     assert test.day_name(18) == "2018-03-23"
+
+
+def test_only_hours_with_a_measured_target_are_scored(
+    run: tuple[RunFolder, Config], call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow = series()
+    flow[-DAY + 2 :] = np.nan
+    arguments = ("predict.py", "--run", run[0], "--evaluate", "--days", 1, "--max-gap", DAY, "--interval", 0.8)
+    assert call(*arguments, "--input", write(tmp_path / "gap.npz", flow)) == 0
+    with (tmp_path / "backtest.csv").open(newline="") as handle:
+        assert {(row["hour"], row["worst"]) for row in csv.DictReader(handle)} == {("0", "1")}
+    (tmp_path / "backtest.csv").unlink()
+    flow[-DAY:] = np.nan
+    assert call(*arguments, "--input", write(tmp_path / "gap.npz", flow)) == 2
+    assert "found no measured value from 2018-03-23 00:00:00 to 2018-03-23 23:30:00" in capsys.readouterr().err
+    assert not (tmp_path / "backtest.csv").exists()
+
+
+def test_a_clock_that_is_seconds_early_changes_no_hour(run: tuple[RunFolder, Config], tmp_path: Path) -> None:
+    test = backtest_of(run, write(tmp_path / "all.npz", series()), days=1)
+    start = test.history.start
+    assert start is not None
+    early = replace(test, history=replace(test.history, start=start - timedelta(seconds=2)))
+    np.testing.assert_array_equal(early.hours, test.hours)
+    assert early.day_name(1) == test.day_name(1) == "2018-03-06"
+
+
+def test_the_days_are_no_shorter_than_a_forecast(run: tuple[RunFolder, Config], tmp_path: Path) -> None:
+    forecaster = forecaster_of(run)
+    config = replace(forecaster.config, data=replace(forecaster.config.data, num_for_predict=DAY + 1))
+    history = read_history(write(tmp_path / "all.npz", series()), forecaster, None)
+    with pytest.raises(InputError, match="--days: found 1, expected at least 2: a forecast is of 49 steps"):
+        backtest(replace(forecaster, config=config), history, 1, 1, 2)
 
 
 def test_the_script_writes_a_table_and_a_page(

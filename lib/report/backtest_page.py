@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.backtest import Backtest, HourlyScores
-from lib.data.windowing import nearest_time
 from lib.files import written_whole
 from lib.intervals import HOURS
 from lib.metrics import errors_of
@@ -128,8 +127,7 @@ def _hours(test: Backtest, scores: HourlyScores) -> str:
 
 
 def _day(test: Backtest, day: int) -> str:
-    start = test.history.start
-    if start is None:
+    if test.start is None:
         return f"day {day}"
     name = test.day_name(day)
     return f"{np.datetime64(name).astype(object):%a} {name}"
@@ -226,7 +224,7 @@ def _explorer(test: Backtest, scores: HourlyScores, names: Sequence[str], unit: 
             )
         )
     curves.append(Curve("historical profile", test.profile[first:end, sensors]))
-    start, rate = test.history.start, test.history.points_per_hour
+    start = test.start
     midnights: dict[int, int] = {}
     for step in range(first, end):
         label = int(np.floor(((0 if start is None else start.hour * 60 + start.minute) + step * minutes) / (24 * 60)))
@@ -243,7 +241,7 @@ def _explorer(test: Backtest, scores: HourlyScores, names: Sequence[str], unit: 
         curves,
         steps,
         minutes,
-        None if start is None else nearest_time(start, rate),
+        start,
         test.history.first_step + first,
         unit,
         marks,
