@@ -177,6 +177,22 @@ def test_the_script_writes_tables_and_figures(
     assert f"{float(paper['mae_difference']):+.3f} (" in tables[5]
 
 
+@pytest.mark.parametrize("measured", ["old", "new"])
+def test_a_run_of_a_version_that_did_not_score_measured_targets_compares(
+    measured: str, make_run: RunMaker, call: Call, tmp_path: Path
+) -> None:
+    runs = {"old": make_run("old", 4), "new": make_run("new", 2, "Model.variant=stid")}
+    metrics = load_json(runs[measured].metrics)
+    for scores in (metrics["test"], *metrics["baselines"].values()):
+        scores["measured"] = dict(scores)
+    save_json(runs[measured].metrics, metrics)
+    stem = tmp_path / "compared"
+    assert call("compare.py", "--runs", *(run.path for run in runs.values()), "--output", stem) == 0
+    found = {name: row["mae_measured"] == row["mae"] for name, row in table_of(Path(f"{stem}.csv")).items()}
+    assert [found[name] for name in ("paper", "stid")] == [measured == name for name in runs]
+    assert "MAE (measured)" in Path(f"{stem}.md").read_text()
+
+
 def test_without_logs_there_is_no_figure_of_time(
     make_run: RunMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -254,7 +254,8 @@ def write_tables(
         groups, reference: what was compared, and with what.
         data: [Data] of the runs.
     """
-    columns = list(rows[-1])
+    # Earlier versions did not score measured targets, so any row may have columns that others lack.
+    columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     csv_path, markdown_path = table_paths(stem)
     with written_whole(csv_path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns)
@@ -288,7 +289,7 @@ def table_paths(stem: Path) -> tuple[Path, Path]:
 
 
 def _main_table(rows: Sequence[Row], texts: Sequence[str]) -> str:
-    names = [*SCORES, *([MEASURED] if MEASURED in rows[-1] else [])]
+    names = [*SCORES, *([MEASURED] if any(MEASURED in row for row in rows) else [])]
     scores = [{**TITLES, MEASURED: "MAE (measured)"}[name] for name in names]
     lines = [[*texts, "seeds", "parameters", "minutes", "val MAE", *scores, "MAE difference"]]
     formats = {"seeds": "{}", "parameters": "{:,}", "minutes": "{:.1f}"}
@@ -297,7 +298,7 @@ def _main_table(rows: Sequence[Row], texts: Sequence[str]) -> str:
         cells = [str(known.get(name, "")) for name in texts]
         cells += [layout.format(known[name]) if name in known else "" for name, layout in formats.items()]
         cells.append(score_text(known["val_mae"]) if "val_mae" in known else "")
-        cells += [score_text(_score(row, name)) for name in names]
+        cells += [score_text(_score(row, name)) if name in row else "" for name in names]
         decimals = _decimals(row, "mae", DECIMALS)
         difference = [f"{known[name]:+.{decimals}f}" for name in DIFFERENCE if name in known]
         cells.append("{} ({} .. {})".format(*difference) if difference else "")
