@@ -81,12 +81,13 @@ def calibrate_run(
     }
     steps_of_day = (weeks["test"][:, None] + np.arange(horizon)) % calendar.steps_per_day
     hours = steps_of_day * HOURS // calendar.steps_per_day
+    observed = targets_of(prepared.observed, starts["test"], horizon)  # which are imputed may be known only later
     scores: dict[str, Any] = {}
     for level in SCORED_LEVELS:
         widths = {
             "scaled": intervals.half_width(weeks["test"], level, flags["test"]),
             "adapted": adapted_half_width(
-                intervals, level, forecasts["test"], target["test"], starts["test"], weeks["test"], flags["test"]
+                intervals, level, forecasts["test"], observed, starts["test"], weeks["test"], flags["test"]
             ),
         }
         plain = {name: found[kept_level(level)] for name, found in residuals.items()}

@@ -492,11 +492,13 @@ def _with_bias_correction(
     horizon, flags = config.data.num_for_predict, imputed_for(config, prepared)
     starts = {split: prepared.label_starts[split] for split in evaluated}
     target = {split: targets(prepared, starts[split], horizon) for split in evaluated}
+    # As predict.py has them: whether a value is imputed may be known only by later ones, so none is left out for that.
+    known = {split: targets_of(prepared.observed, starts[split], horizon) for split in evaluated}
     forecasts = [evaluation.forecast for evaluation in evaluated.values() if evaluation.forecast is not None]
     every = np.concatenate(list(starts.values()))
     forecast = corrected(
         np.concatenate(forecasts),
-        np.concatenate(list(target.values())),
+        np.concatenate(list(known.values())),
         every,
         config.data.steps_per_day,
         None if flags is None else flags[every],

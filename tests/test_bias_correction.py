@@ -18,9 +18,10 @@ from lib.bias_correction import (
     earlier_starts,
     steps_back,
 )
+from lib.calibration import targets_of
 from lib.runs import open_run, score_run, start_run
 from model.variants import VARIANTS
-from tests.conftest import load, write_dataset
+from tests.conftest import load, tiny_series, write_dataset
 from tests.test_missing import scores_by_definition
 
 DAY, HORIZON, SENSORS = 48, 4, 3
@@ -110,22 +111,28 @@ def test_a_bias_that_stays_goes_and_one_that_ends_is_forgotten() -> None:
     assert left[-1] < 0.01
 
 
-def test_a_run_is_scored_with_its_correction(tmp_path: Path) -> None:
-    path = write_dataset(tmp_path, fine_tune_epochs=0)
-    config = load(path, ["Training.max_batches=3", "Training.bias_correction=on", "Model.variant=stid"])
+@pytest.mark.parametrize("rule", ["keep", "missing"])
+def test_a_run_is_scored_with_its_correction(rule: str, tmp_path: Path) -> None:
+    flow = tiny_series()
+    flow[306:326, 2] = flow[306 - DAY : 326 - DAY, 2]  # imputed, as only later values say: it counts in corrections
+    path = write_dataset(tmp_path, flow, fine_tune_epochs=0)
+    settings = ["Training.max_batches=3", "Training.bias_correction=on", "Model.variant=stid", f"Data.imputed={rule}"]
+    config = load(path, settings)
     run = start_run(config, tmp_path / "out", "run")
     run.trainer.fit()
     of_network = {split: run.trainer.test(split) for split in ("val", "test")}
     metrics = score_run(run)
     starts = {split: run.prepared.label_starts[split] for split in of_network}
     target = {split: targets(run.prepared, starts[split], config.data.num_for_predict) for split in of_network}
-    both = [np.concatenate([part[split] for split in of_network]) for part in (target, starts)]
+    assert any(np.isnan(part).any() for part in target.values()) == (rule == "missing")
+    known = {split: targets_of(run.prepared.observed, starts[split], config.data.num_for_predict) for split in starts}
+    both = [np.concatenate([part[split] for split in of_network]) for part in (known, starts)]
     forecasts = np.concatenate([evaluation.forecast for evaluation in of_network.values()])  # type: ignore[misc]
     expected = np.split(corrected(forecasts, both[0], both[1], config.data.steps_per_day), [len(starts["val"])])
     saved = run.folder.read_predictions()["forecast"]
     assert np.array_equal(saved, expected[1])
     assert metrics["test"]["overall"] == pytest.approx(scores_by_definition(saved, target["test"]), rel=1e-5)
-    assert metrics["best_val_mae"] == pytest.approx(np.abs(expected[0] - target["val"]).mean(), rel=1e-5)
+    assert metrics["best_val_mae"] == pytest.approx(np.nanmean(np.abs(expected[0] - target["val"])), rel=1e-5)
     assert metrics["uncorrected"]["overall"] == of_network["test"].errors.overall() != metrics["test"]["overall"]
     table = run.folder.metrics_table.read_text()
     assert f"STID (uncorrected),overall,{metrics['uncorrected']['overall']['mae']}" in table
