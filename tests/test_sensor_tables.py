@@ -116,7 +116,7 @@ def test_cells_and_rows_that_are_empty(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.values, [[1, np.nan], [np.nan, 4]])
 
 
-def test_parquet_with_its_times_in_the_index_or_as_text(tmp_path: Path) -> None:
+def test_parquet_with_its_times_in_the_index_or_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = frame_of(tiny_series(days=1), list("abcde"))
     expected = read_table(write_table(frame, tmp_path / "plain.parquet"))
     indexed = read_table(write_table(frame.set_index("time"), tmp_path / "indexed.parquet"))
@@ -126,6 +126,9 @@ def test_parquet_with_its_times_in_the_index_or_as_text(tmp_path: Path) -> None:
         np.testing.assert_array_equal(table.times, expected.times)
         assert table.sensors == expected.sensors == tuple("abcde")
     assert expected.rows[0] == 1
+    monkeypatch.delattr(pd, "read_parquet")  # for the names no row is read
+    for name in ("plain", "indexed", "text"):
+        assert sensor_columns(tmp_path / f"{name}.parquet") == tuple("abcde")
 
 
 def test_only_tables_are_taken_for_tables() -> None:
@@ -338,10 +341,11 @@ def test_files_that_are_no_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             read_table(tmp_path / "t.parquet")
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(b"time,a\n")
-    with pytest.raises(InputError, match=r"t\.parquet: found a damaged table \("):
-        read_table(tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"none\.parquet: no such file, expected a table"):
-        read_table(tmp_path / "none.parquet")
+    for read in (read_table, sensor_columns):
+        with pytest.raises(InputError, match=r"t\.parquet: found a damaged table \("):
+            read(tmp_path / "t.parquet")
+        with pytest.raises(InputError, match=r"none\.parquet: no such file, expected a table"):
+            read(tmp_path / "none.parquet")
 
 
 def test_another_number_of_sensors(table_config: Callable[..., Config]) -> None:

@@ -75,7 +75,7 @@ def sensor_columns(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file cannot be read, or its columns are not a time and sensors with unique names.
     """
-    return _sensor_names(path, _text_header(path)[0] if is_text(path) else list(_read_frame(path).columns))
+    return _sensor_names(path, _text_header(path)[0] if is_text(path) else list(_read_frame(path, rows=False).columns))
 
 
 def read_table(path: Path) -> SensorTable:
@@ -272,14 +272,20 @@ def _read_text(path: Path, columns: int, separator: str) -> pd.DataFrame:
         raise _unreadable(path, error) from None
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
+def _read_frame(path: Path, rows: bool = True) -> pd.DataFrame:
+    """Read a table; of Parquet no more than the columns where no rows are asked for."""
     import pandas as pd
 
     from lib.data.pandas_hdf import read_frame
 
     is_parquet = path.suffix.lower() == PARQUET
     try:
-        frame = pd.read_parquet(path) if is_parquet else read_frame(path)
+        if is_parquet and not rows:
+            from pyarrow.parquet import read_schema
+
+            frame: pd.DataFrame = read_schema(path).empty_table().to_pandas()
+        else:
+            frame = pd.read_parquet(path) if is_parquet else read_frame(path)
     except InputError:
         raise
     except ImportError:
