@@ -455,8 +455,8 @@ def refused_starts(
 ) -> NDArray[np.bool_]:
     """Return from which label starts (B,) `check_inputs` would refuse to forecast, for a gap among the inputs."""
     refused = np.zeros(len(label_starts), dtype=np.bool_)
-    long = {(first, end) for _, first, end in find_gaps(history.flow) if end - first > max_gap or first == 0}
-    for first, end in long:
+    gaps = {(first, end) for _, first, end in find_gaps(history.flow) if end - first > max_gap or first == 0}
+    for first, end in gaps:
         too_long = np.minimum(end, label_starts) - first > max_gap  # what is known of it by then
         if first == 0:
             too_long |= label_starts <= end  # no value before to fill it with
