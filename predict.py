@@ -114,8 +114,8 @@ def page_of(output: Path) -> Path:
     return output.with_suffix(".html")
 
 
-def intervals_of(forecaster: Forecaster, folder: RunFolder, history: History) -> Intervals:
-    """Return the intervals of a run, which fit the times of a file."""
+def intervals_of(forecaster: Forecaster, folder: RunFolder, history: History, levels: list[float]) -> Intervals:
+    """Return the intervals of a run, which fit the times of a file and go up to the highest of the levels."""
     if history.has_times and forecaster.config.data.start is None:
         raise InputError(
             f"--interval: found times in {history.path} but no [Data] start in the run, expected both or none, for "
@@ -123,7 +123,9 @@ def intervals_of(forecaster: Forecaster, folder: RunFolder, history: History) ->
         )
     from lib.runs import intervals_for  # takes a second to load: it can train
 
-    return intervals_for(folder, VARIANTS)
+    intervals = intervals_for(folder, VARIANTS)
+    intervals.check_level(max(levels))
+    return intervals
 
 
 def say_what_was_read(forecaster: Forecaster, history: History, by_position: bool) -> None:
@@ -161,7 +163,7 @@ def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Names
         print(line)
     half_widths = {}
     if arguments.interval:
-        intervals = intervals_of(forecaster, folder, history)
+        intervals = intervals_of(forecaster, folder, history, arguments.interval)
         week = history.calendar.step_of_week(np.array([len(history.flow)]))
         half_widths = {level: intervals.half_width(week, level, imputed)[0] for level in arguments.interval}
     if forecaster.config.training.bias_correction:
@@ -196,10 +198,9 @@ def evaluate_days(forecaster: Forecaster, folder: RunFolder, arguments: argparse
 
     output, page, every = arguments.output, page_of(arguments.output), arguments.every or 1
     history = read_history(arguments.input, forecaster, None, arguments.by_position, arguments.until)
-    intervals = intervals_of(forecaster, folder, history) if arguments.interval else None
-    test = backtest(
-        forecaster, history, arguments.days, every, max_gap, arguments.interval, intervals, arguments.interval_update
-    )
+    levels = arguments.interval
+    intervals = intervals_of(forecaster, folder, history, levels) if levels else None
+    test = backtest(forecaster, history, arguments.days, every, max_gap, levels, intervals, arguments.interval_update)
     say_what_was_read(forecaster, history, arguments.by_position)
     first, last = (history.label(int(test.label_starts[place])) for place in (0, -1))
     print(f"{len(test.label_starts)} forecasts from {first} .. {last}, each from the steps before it alone")
@@ -215,7 +216,7 @@ def evaluate_days(forecaster: Forecaster, folder: RunFolder, arguments: argparse
     imputed = f"; {known - measured} imputed values are left out" if known > measured else ""
     print(f"\nScored on {measured} values of {arguments.input}, in vehicles a step{imputed}:\n")
     print(score_lines(forecaster, test.forecast, test.measured))
-    if arguments.interval:
+    if levels:
         print(f"\nIntervals:\n\n{markdown_table(method_table(test.interval_scores()))}")
     print("\nwrote", output, page, sep="\n  ")
 

@@ -143,6 +143,14 @@ class Intervals:
             finite &= np.isfinite(self.imputed_quantiles).all(axis=(1, 2))
         return float(LEVELS[finite].max(initial=0))
 
+    def check_level(self, level: float) -> None:
+        """Raise an InputError where there were too few residuals for a level."""
+        if self.highest_level + 1e-9 < level:
+            expected = f"expected at most {self.highest_level:g}"
+            raise InputError(
+                f"--interval: found {level:g}, {expected}: the validation split of the run has too few values"
+            )
+
     def half_width(
         self,
         steps_of_week: NDArray[np.int64],
@@ -159,11 +167,7 @@ class Intervals:
         Raises:
             InputError: there were too few residuals for that level.
         """
-        if self.highest_level + 1e-9 < np.max(level):
-            expected = f"expected at most {self.highest_level:g}"
-            raise InputError(
-                f"--interval: found {np.max(level):g}, {expected}: the validation split of the run has too few values"
-            )
+        self.check_level(float(np.max(level)))
         place = np.broadcast_to(kept_level(level), self.quantiles.shape[1:])[None]
         factor = np.take_along_axis(self.quantiles, place, axis=0)  # (1, N, P)
         if imputed is not None and self.imputed_quantiles is not None:

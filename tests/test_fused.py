@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.counts import work_by_part
 from benchmarks.limits import work
 from benchmarks.workloads import KINDS, SHIPPED_WINDOWS, Kind, NetworkSizes, loss_of, simulated_workload, step
+from lib.compiled import compiled
 from lib.interface import Inputs, Neighbours, Sizes
 from lib.precision import recompute_in_backward
 from model import cpu_kernels, fused
@@ -35,16 +36,16 @@ NEAR_ZERO = 1e-2  # of the largest norm: smaller tensors are measured against th
 @pytest.fixture(params=["triton", "cpu"])
 def choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Give a function that says whether modules use the kernels: Triton's, and then those compiled for the CPU."""
-    compiled = cpu_kernels.library
+    library = cpu_kernels.library
     if request.param == "triton" and find_spec("triton") is None:
         pytest.skip("needs Triton")
-    if request.param == "cpu" and (DEVICE.type != "cpu" or compiled(torch.float32) is None):
+    if request.param == "cpu" and (DEVICE.type != "cpu" or library(torch.float32) is None):
         pytest.skip("needs a C++ compiler, and tensors on the CPU")
 
     def select(chosen: bool) -> None:
         triton, cpu = (chosen and request.param == kind for kind in ("triton", "cpu"))
         monkeypatch.setattr(fused, "runs_kernels", lambda _device: triton)
-        monkeypatch.setattr(cpu_kernels, "library", compiled if cpu else lambda _precision: None)
+        monkeypatch.setattr(cpu_kernels, "library", library if cpu else lambda _precision: None)
 
     select(True)
     return select
@@ -359,9 +360,31 @@ def test_what_is_counted_on_meta_is_what_runs_with_kernels(kind: Kind, choose: C
     assert counted == pytest.approx(work(function), rel=0.01)
 
 
-@pytest.mark.parametrize("compiler", ["there-is-none", "false"])
-def test_without_a_compiler_pytorch_computes(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("there-is-none", "found no C++ compiler there-is-none"), ("false", "false failed")]
+)
+def test_without_a_compiler_pytorch_computes(
+    compiler: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cpu_kernels.library.__wrapped__(torch.float32) is None
     assert list(tmp_path.rglob("*.*")) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cpu_kernels.cpp is not compiled, so PyTorch's own operators compute, slower: ")
+    assert reason in line
+
+
+def test_compiled_kernels_that_cannot_be_loaded_are_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "seven.cpp"
+    source.write_text('extern "C" int seven() { return 7; }')
+    first = compiled(source)
+    if first is None:
+        pytest.skip("needs a C++ compiler")
+    (kept,) = tmp_path.rglob("*.so")
+    kept.unlink()  # the first library stays open
+    kept.write_bytes(b"cut off")
+    again = compiled(source)
+    assert again is not None
+    assert again.seven() == first.seven() == 7
