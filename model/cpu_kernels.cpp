@@ -16,6 +16,7 @@ constexpr int LANES = 16;  // numbers in a vector; a compiler splits it where a 
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 
 struct BFloat16 {
     uint16_t bits;
@@ -35,8 +36,12 @@ struct BFloat16 {
 
 #ifdef BFLOAT16
 using Number = BFloat16;
+typedef uint16_t Row __attribute__((vector_size(2 * LANES)));  // as many numbers as a vector has, as tensors have them
+typedef uint16_t HalfRow __attribute__((vector_size(LANES)));
 #else
 using Number = float;
+typedef float Row __attribute__((vector_size(4 * LANES)));
+typedef float HalfRow __attribute__((vector_size(2 * LANES)));
 #endif
 
 // e^x for x <= 0, to about a unit in the last place; 0 from -87 down, where float32 ends.
@@ -124,58 +129,71 @@ static void transpose(Vector* rows) {
     swap_blocks<8>(rows);
 }
 
-// Lay what LANES problems have side by side, run after run of numbers that lie together: `place` says where.
-template <int RUN, class Place>
-static void lay_runs(long runs, const Place& place, Vector* target) {
-    constexpr int AT_ONCE = LANES / RUN;
-    for (long run = 0; run < runs; run += AT_ONCE) {
-        const long known = std::min<long>(AT_ONCE, runs - run);
-        Vector rows[LANES] = {};
-        for (long k = 0; k < known; ++k) {
-            const auto own = place(run + k);
-#pragma GCC unroll 16
-            for (int lane = 0; lane < LANES; ++lane) {
-                float numbers[RUN] = {};
-                if (const Number* source = own(lane))
-                    for (int c = 0; c < RUN; ++c) numbers[c] = source[c];
-                std::memcpy(reinterpret_cast<char*>(&rows[lane]) + k * sizeof(numbers), numbers, sizeof(numbers));
-            }
-        }
-        transpose(rows);
-        std::copy_n(rows, known * RUN, target + run * RUN);
+static Vector widened(Row row) {
+#ifdef BFLOAT16
+    return (Vector)(__builtin_convertvector(row, Bits) << 16);
+#else
+    return row;
+#endif
+}
+
+static Row narrowed(Vector vector) {
+#ifdef BFLOAT16  // the nearest, of two the even one
+    const Bits wide = (Bits)vector;
+    return __builtin_convertvector((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16, Row);
+#else
+    return vector;
+#endif
+}
+
+// Read as many numbers that lie together as are known; the others are 0.
+static Vector read(const Number* source, long known) {
+    if (known == LANES) {
+        Row row;
+        std::memcpy(&row, source, sizeof(row));
+        return widened(row);
     }
+    if (known == LANES / 2) {
+        HalfRow half;
+        std::memcpy(&half, source, sizeof(half));
+        return widened(__builtin_shufflevector(half, HalfRow{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    }
+    Row row = {};
+    std::memcpy(&row, source, known * sizeof(Number));
+    return widened(row);
+}
+
+// Write as many.
+static void write(Vector vector, Number* target, long known) {
+    const Row row = narrowed(vector);
+    if (known == LANES) {
+        std::memcpy(target, &row, sizeof(row));
+    } else if (known == LANES / 2) {
+        const HalfRow half = __builtin_shufflevector(row, row, 0, 1, 2, 3, 4, 5, 6, 7);
+        std::memcpy(target, &half, sizeof(half));
+    } else {
+        std::memcpy(target, &row, known * sizeof(Number));
+    }
+}
+
+// Lay up to LANES numbers that lie together in each of LANES places side by side; a place that is null has zeros.
+template <class Place>
+static void gather(const Place& place, long known, Vector* rows) {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < LANES; ++lane) {
+        const Number* source = place(lane);
+        rows[lane] = source ? read(source, known) : Vector{};
+    }
+    transpose(rows);
 }
 
 // Put them back.
-template <int RUN, class Place>
-static void put_runs(long runs, const Place& place, const Vector* source) {
-    constexpr int AT_ONCE = LANES / RUN;
-    for (long run = 0; run < runs; run += AT_ONCE) {
-        const long known = std::min<long>(AT_ONCE, runs - run);
-        Vector rows[LANES] = {};
-        std::copy_n(source + run * RUN, known * RUN, rows);
-        transpose(rows);
-        for (long k = 0; k < known; ++k) {
-            const auto own = place(run + k);
+template <class Place>
+static void scatter(Vector* rows, long known, const Place& place) {
+    transpose(rows);
 #pragma GCC unroll 16
-            for (int lane = 0; lane < LANES; ++lane) {
-                float numbers[RUN];
-                std::memcpy(numbers, reinterpret_cast<char*>(&rows[lane]) + k * sizeof(numbers), sizeof(numbers));
-                if (Number* target = own(lane))
-                    for (int c = 0; c < RUN; ++c) target[c] = numbers[c];
-            }
-        }
-    }
-}
-
-template <class Place>
-static void lay(long width, long numbers, const Place& place, Vector* target) {
-    width % 8 ? lay_runs<1>(numbers, place, target) : lay_runs<8>(numbers / 8, place, target);
-}
-
-template <class Place>
-static void put(long width, long numbers, const Place& place, const Vector* source) {
-    width % 8 ? put_runs<1>(numbers, place, source) : put_runs<8>(numbers / 8, place, source);
+    for (int lane = 0; lane < LANES; ++lane)
+        if (Number* target = place(lane)) write(rows[lane], target, known);
 }
 
 // ---------------------------------------------------------------------------------------- attention over tokens
@@ -186,19 +204,32 @@ struct Lanes {
     long first, count;  // of sensors; those that are missing in the last vector are 0
 
     template <class T>
-    auto places(T* tensor, long sensor_size, long stride, long width) const {
-        const long length = width % 8 ? 1 : 8;  // of a run
-        return [=, this](long run) {
-            const long number = run * length;
-            T* own = tensor + first * sensor_size + number / width * stride + number % width;
-            return [=, this](int lane) -> T* { return lane < count ? own + lane * sensor_size : nullptr; };
-        };
+    auto place(T* numbers, long size) const {
+        return [=, this](int lane) { return lane < count ? numbers + (first + lane) * size : nullptr; };
     }
-    void lay(const Number* source, long sensor_size, long stride, long tokens, long width, Vector* target) const {
-        ::lay(width, tokens * width, places(source, sensor_size, stride, width), target);
+    // Lay numbers that lie together in each sensor, of all heads one after another; there they are `head` vectors apart.
+    void lay(const Number* source, long size, long numbers, long width, long head, Vector* target) const {
+        Vector rows[LANES];
+        for (long n = 0, c = 0; n < numbers; n += LANES) {
+            const long known = std::min<long>(LANES, numbers - n);
+            gather(place(source + n, size), known, rows);
+            for (long k = 0; k < known; ++k) {
+                target[c] = rows[k];
+                if (++c == width) c = 0, target += head;
+            }
+        }
     }
-    void put(const Vector* source, Number* target, long sensor_size, long stride, long tokens, long width) const {
-        ::put(width, tokens * width, places(target, sensor_size, stride, width), source);
+    // Put them back.
+    void put(const Vector* source, Number* target, long size, long numbers, long width, long head) const {
+        Vector rows[LANES] = {};
+        for (long n = 0, c = 0; n < numbers; n += LANES) {
+            const long known = std::min<long>(LANES, numbers - n);
+            for (long k = 0; k < known; ++k) {
+                rows[k] = source[c];
+                if (++c == width) c = 0, source += head;
+            }
+            scatter(rows, known, place(target + n, size));
+        }
     }
 };
 
@@ -217,16 +248,16 @@ extern "C" void attend_tokens(const Number* packed, Number* output, long sensors
     const long channels = heads * width, size = tokens * width;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> query(size), key(size), value(size), result(size), weights(tokens);
-#pragma omp for collapse(2)
-        for (long first = 0; first < sensors; first += LANES)
+        // Of all heads, one after another: queries, keys and values; and what is attended to.
+        std::vector<Vector> laid(3 * heads * size), attended(heads * size), weights(tokens);
+#pragma omp for
+        for (long first = 0; first < sensors; first += LANES) {
+            const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+            for (long m = 0; m < tokens; ++m)
+                lanes.lay(packed + m * 3 * channels, tokens * 3 * channels, 3 * channels, width, size, &laid[m * width]);
             for (long h = 0; h < heads; ++h) {
-                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
-                const Number* own = packed + h * width;
-                for (auto* part : {&query, &key, &value}) {
-                    lanes.lay(own, tokens * 3 * channels, 3 * channels, tokens, width, part->data());
-                    own += channels;
-                }
+                const Vector *query = &laid[h * size], *key = query + heads * size, *value = key + heads * size;
+                Vector* result = &attended[h * size];
                 for (long m = 0; m < tokens; ++m) {
                     const long limit = causal ? m + 1 : tokens;
                     for (long j = 0; j < limit; ++j)
@@ -238,8 +269,10 @@ extern "C" void attend_tokens(const Number* packed, Number* output, long sensors
                         add_scaled(width, weights[j], &value[j * width], &result[m * width]);
                     }
                 }
-                lanes.put(result.data(), output + h * width, tokens * channels, channels, tokens, width);
             }
+            for (long m = 0; m < tokens; ++m)
+                lanes.put(&attended[m * width], output + m * channels, tokens * channels, channels, width, size);
+        }
     }
 }
 
@@ -250,19 +283,23 @@ extern "C" void attend_tokens_backward(const Number* gradient, const Number* pac
     const long channels = heads * width, size = tokens * width;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> query(size), key(size), value(size), incoming(size), weights(tokens), changes(tokens);
-        std::vector<Vector> of_query(size), of_key(size), of_value(size);
-#pragma omp for collapse(2)
-        for (long first = 0; first < sensors; first += LANES)
+        // Of all heads, one after another: queries, keys and values, and their gradients; that of the output.
+        std::vector<Vector> laid(3 * heads * size), sums(3 * heads * size), coming(heads * size);
+        std::vector<Vector> weights(tokens), changes(tokens);
+#pragma omp for
+        for (long first = 0; first < sensors; first += LANES) {
+            const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+            for (long m = 0; m < tokens; ++m) {
+                const Number *own = packed + m * 3 * channels, *incoming = gradient + m * channels;
+                lanes.lay(own, tokens * 3 * channels, 3 * channels, width, size, &laid[m * width]);
+                lanes.lay(incoming, tokens * channels, channels, width, size, &coming[m * width]);
+            }
+            std::fill(sums.begin(), sums.end(), Vector{});
             for (long h = 0; h < heads; ++h) {
-                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
-                const Number* own = packed + h * width;
-                for (auto* part : {&query, &key, &value}) {
-                    lanes.lay(own, tokens * 3 * channels, 3 * channels, tokens, width, part->data());
-                    own += channels;
-                }
-                lanes.lay(gradient + h * width, tokens * channels, channels, tokens, width, incoming.data());
-                for (auto* sum : {&of_query, &of_key, &of_value}) std::fill(sum->begin(), sum->end(), Vector{});
+                const Vector *query = &laid[h * size], *key = query + heads * size, *value = key + heads * size;
+                Vector *of_query = &sums[h * size], *of_key = of_query + heads * size;
+                Vector* of_value = of_key + heads * size;
+                const Vector* incoming = &coming[h * size];
                 for (long m = 0; m < tokens; ++m) {
                     const long limit = causal ? m + 1 : tokens;
                     for (long j = 0; j < limit; ++j)
@@ -286,12 +323,12 @@ extern "C" void attend_tokens_backward(const Number* gradient, const Number* pac
                         add_scaled(width, change, &query[m * width], &of_key[j * width]);
                     }
                 }
-                Number* target = packed_gradient + h * width;
-                for (const auto* part : {&of_query, &of_key, &of_value}) {
-                    lanes.put(part->data(), target, tokens * 3 * channels, 3 * channels, tokens, width);
-                    target += channels;
-                }
             }
+            for (long m = 0; m < tokens; ++m) {
+                Number* target = packed_gradient + m * 3 * channels;
+                lanes.put(&sums[m * width], target, tokens * 3 * channels, 3 * channels, width, size);
+            }
+        }
     }
 }
 
@@ -306,25 +343,26 @@ extern "C" void attend_step(const Number* packed, Vector* cache, Number* output,
     const long channels = heads * width, size = tokens * width;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> query(width), result(width), weights(tokens);
-#pragma omp for collapse(2)
-        for (long first = 0; first < sensors; first += LANES)
+        std::vector<Vector> queries(channels), results(channels), weights(tokens);
+#pragma omp for
+        for (long first = 0; first < sensors; first += LANES) {
+            const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+            Vector *keys = cache + first / LANES * heads * 2 * size, *values = keys + size;
+            lanes.lay(packed, 3 * channels, channels, width, width, queries.data());
+            lanes.lay(packed + channels, 3 * channels, channels, width, 2 * size, keys + step * width);
+            lanes.lay(packed + 2 * channels, 3 * channels, channels, width, 2 * size, values + step * width);
+            std::fill(results.begin(), results.end(), Vector{});
             for (long h = 0; h < heads; ++h) {
-                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
-                const Number* own = packed + h * width;
-                Vector *key = cache + (first / LANES * heads + h) * 2 * size, *value = key + size;
-                lanes.lay(own, 3 * channels, 0, 1, width, query.data());
-                lanes.lay(own + channels, 3 * channels, 0, 1, width, key + step * width);
-                lanes.lay(own + 2 * channels, 3 * channels, 0, 1, width, value + step * width);
-                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), key + j * width);
+                const Vector *key = keys + h * 2 * size, *value = key + size;
+                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, &queries[h * width], key + j * width);
                 softmax(weights.data(), step + 1);
-                std::fill(result.begin(), result.end(), Vector{});
                 for (long j = 0; j <= step; ++j) {
                     if (dropout.on) weights[j] *= dropout.factors(step, j, first * heads + h, heads);
-                    add_scaled(width, weights[j], value + j * width, result.data());
+                    add_scaled(width, weights[j], value + j * width, &results[h * width]);
                 }
-                lanes.put(result.data(), output + h * width, channels, 0, 1, width);
             }
+            lanes.put(results.data(), output, channels, channels, width, width);
+        }
     }
 }
 
@@ -337,39 +375,40 @@ extern "C" void attend_step_backward(const Number* gradient, const Number* packe
     const long channels = heads * width, size = tokens * width;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Vector> query(width), incoming(width), of_query(width), weights(tokens), changes(tokens);
-#pragma omp for collapse(2)
-        for (long first = 0; first < sensors; first += LANES)
+        std::vector<Vector> queries(channels), coming(channels), of_queries(channels), weights(tokens), changes(tokens);
+#pragma omp for
+        for (long first = 0; first < sensors; first += LANES) {
+            const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
+            const long place = first / LANES * heads * 2 * size;
+            lanes.lay(packed, 3 * channels, channels, width, width, queries.data());
+            lanes.lay(gradient, channels, channels, width, width, coming.data());
+            std::fill(of_queries.begin(), of_queries.end(), Vector{});
             for (long h = 0; h < heads; ++h) {
-                const Lanes lanes{first, std::min<long>(LANES, sensors - first)};
-                const long place = (first / LANES * heads + h) * 2 * size;
-                const Vector *key = cache + place, *value = key + size;
-                Vector *of_key = cache_gradient + place, *of_value = of_key + size;
-                lanes.lay(packed + h * width, 3 * channels, 0, 1, width, query.data());
-                lanes.lay(gradient + h * width, channels, 0, 1, width, incoming.data());
-                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query.data(), key + j * width);
+                const Vector *query = &queries[h * width], *incoming = &coming[h * width];
+                const Vector *key = cache + place + h * 2 * size, *value = key + size;
+                Vector *of_key = cache_gradient + place + h * 2 * size, *of_value = of_key + size;
+                for (long j = 0; j <= step; ++j) weights[j] = scale * dot(width, query, key + j * width);
                 softmax(weights.data(), step + 1);
                 Vector mean = {};
                 for (long j = 0; j <= step; ++j) {
                     const Vector factor =
                         dropout.on ? dropout.factors(step, j, first * heads + h, heads) : Vector{} + 1.0f;
-                    changes[j] = factor * dot(width, incoming.data(), value + j * width);
+                    changes[j] = factor * dot(width, incoming, value + j * width);
                     mean += weights[j] * changes[j];
-                    add_scaled(width, factor * weights[j], incoming.data(), of_value + j * width);
+                    add_scaled(width, factor * weights[j], incoming, of_value + j * width);
                 }
-                std::fill(of_query.begin(), of_query.end(), Vector{});
                 for (long j = 0; j <= step; ++j) {
                     const Vector change = scale * weights[j] * (changes[j] - mean);  // of the product
-                    add_scaled(width, change, key + j * width, of_query.data());
-                    add_scaled(width, change, query.data(), of_key + j * width);
-                }
-                Number* target = packed_gradient + h * width;
-                lanes.put(of_query.data(), target, 3 * channels, 0, 1, width);
-                for (Vector* newest : {of_key + step * width, of_value + step * width}) {
-                    lanes.put(newest, target += channels, 3 * channels, 0, 1, width);
-                    std::fill_n(newest, width, Vector{});
+                    add_scaled(width, change, key + j * width, &of_queries[h * width]);
+                    add_scaled(width, change, query, of_key + j * width);
                 }
             }
+            lanes.put(of_queries.data(), packed_gradient, 3 * channels, channels, width, width);
+            Vector *newest = cache_gradient + place + step * width;
+            lanes.put(newest, packed_gradient + channels, 3 * channels, channels, width, 2 * size);
+            lanes.put(newest + size, packed_gradient + 2 * channels, 3 * channels, channels, width, 2 * size);
+            for (long part = 0; part < heads * 2; ++part) std::fill_n(newest + part * size, width, Vector{});
+        }
     }
 }
 
@@ -379,13 +418,16 @@ extern "C" void attend_step_backward(const Number* gradient, const Number* packe
 // side by side, (sensors, parts, width, LANES): that fits a cache, so what neighbours share is read from there.
 
 struct Triples {
-    long width, count;  // those that are missing in the last vector are 0
+    long width, parts, all, count;  // `all` channels a part; what is missing in the last vector is 0
     // Where the first sensor has the channels of each, a number of each, and a number of its sample.
     long channels[LANES], numbers[LANES], voices[LANES];
 
     // From `first` on, in a tensor of some parts that each have the channels of all heads.
     Triples(long first, long samples, long sensors, long tokens, long heads, long width, long parts)
-        : width(width), count(std::min<long>(LANES, samples * tokens * heads - first)) {
+        : width(width),
+          parts(parts),
+          all(heads * width),
+          count(std::min<long>(LANES, samples * tokens * heads - first)) {
         for (long lane = 0; lane < count; ++lane) {
             const long head = (first + lane) % heads, row = (first + lane) / heads;
             const long first_sensor = row / tokens * sensors, token = first_sensor * tokens + row % tokens;
@@ -395,15 +437,27 @@ struct Triples {
         }
     }
     template <class T>
-    auto places(T* tensor) const {
-        return [=, this, length = width % 8 ? 1 : 8](long run) {
-            return [=, this](int lane) -> T* {
-                return lane < count ? tensor + channels[lane] + run * length : nullptr;
-            };
-        };
+    auto place(T* numbers) const {
+        return [=, this](int lane) { return lane < count ? numbers + channels[lane] : nullptr; };
     }
-    void lay(const Number* source, Vector* target) const { ::lay(width, width, places(source), target); }
-    void put(const Vector* source, Number* target) const { ::put(width, width, places(target), source); }
+    void lay(const Number* source, Vector* target) const {
+        Vector rows[LANES];
+        for (long part = 0; part < parts; ++part, source += all)
+            for (long c = 0; c < width; c += LANES) {
+                const long known = std::min<long>(LANES, width - c);
+                gather(place(source + c), known, rows);
+                for (long k = 0; k < known; ++k) *target++ = rows[k];
+            }
+    }
+    void put(const Vector* source, Number* target) const {
+        Vector rows[LANES] = {};
+        for (long part = 0; part < parts; ++part, target += all)
+            for (long c = 0; c < width; c += LANES) {
+                const long known = std::min<long>(LANES, width - c);
+                for (long k = 0; k < known; ++k) rows[k] = *source++;
+                scatter(rows, known, place(target + c));
+            }
+    }
     Vector at(const float* source, const long* lanes) const {
         Vector result = {};
         for (long lane = 0; lane < count; ++lane) result[lane] = source[lanes[lane]];
@@ -427,8 +481,8 @@ extern "C" void attend_sensors(const Number* packed, Number* output, float* norm
         for (long first = 0; first < samples * tokens * heads; first += LANES) {
             const Triples triples(first, samples, sensors, tokens, heads, width, 3);
             const Triples results(first, samples, sensors, tokens, heads, width, 1);
-            for (long part = 0; part < sensors * 3; ++part)
-                triples.lay(packed + part / 3 * tokens * 3 * channels + part % 3 * channels, &laid[part * width]);
+            for (long sensor = 0; sensor < sensors; ++sensor)
+                triples.lay(packed + sensor * tokens * 3 * channels, &laid[sensor * size]);
             for (long sensor = 0; voice && sensor < sensors; ++sensor)
                 voices[sensor] = triples.at(voice + sensor, triples.voices);
             for (long sensor = 0; sensor < sensors; ++sensor) {
@@ -484,8 +538,7 @@ extern "C" void attend_sensors_backward(const Number* gradient, const Number* pa
             for (long sensor = 0; sensor < sensors; ++sensor) {
                 const long row = sensor * tokens;
                 Vector *own = &laid[sensor * size], *incoming = own + 3 * width;
-                for (int part = 0; part < 3; ++part)
-                    triples.lay(packed + row * 3 * channels + part * channels, own + part * width);
+                triples.lay(packed + row * 3 * channels, own);
                 results.lay(output + row * channels, result.data());
                 results.lay(gradient + row * channels, incoming);
                 for (long c = 0; c < width; ++c) incoming[c] = result[c] > 0.0f ? incoming[c] : Vector{};
@@ -523,8 +576,7 @@ extern "C" void attend_sensors_backward(const Number* gradient, const Number* pa
                     add_scaled(width, change, &laid[seeing[e] * size], &sums[width]);
                     add_scaled(width, weight, &laid[seeing[e] * size + 3 * width], &sums[2 * width]);
                 }
-                Number* target = packed_gradient + sensor * tokens * 3 * channels;
-                for (int part = 0; part < 3; ++part) triples.put(&sums[part * width], target + part * channels);
+                triples.put(sums.data(), packed_gradient + sensor * tokens * 3 * channels);
             }
         }
     }
