@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ COMPILE = (
 
 
 def compiled(source: Path, *options: str) -> ctypes.CDLL | None:
-    """Return the functions of a C++ file; None, with a line on standard error, where this machine cannot compile it.
+    """Return the functions of a C++ file; None, with a printed line, where this machine cannot compile it.
 
     The result is kept in the user's folder of caches, by source, command and machine, so the compiler runs once. A
     result that cannot be loaded any more is made again.
@@ -40,7 +39,7 @@ def compiled(source: Path, *options: str) -> ctypes.CDLL | None:
             reason = f"{compiler} failed: {said.splitlines()[0]}"
         except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
             reason = str(error)
-    print(f"{source.name} is not compiled, so PyTorch's own operators compute, slower: {reason}", file=sys.stderr)
+    print(f"{source.name} is not compiled, so PyTorch's own operators compute, slower: {reason}")
     return None
 
 

@@ -370,7 +370,7 @@ def test_without_a_compiler_pytorch_computes(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cpu_kernels.library.__wrapped__(torch.float32) is None
     assert list(tmp_path.rglob("*.*")) == []
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("cpu_kernels.cpp is not compiled, so PyTorch's own operators compute, slower: ")
     assert reason in line
 
