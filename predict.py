@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.backtest import backtest, hourly_scores, save_backtest
+from lib.backtest import backtest, hourly_scores, measured_flow, save_backtest
 from lib.command_line import ScriptParser
 from lib.data.sensor_tables import is_table
 from lib.errors import InputError, run_script
@@ -178,9 +178,16 @@ def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Names
         print(f"{negative} of {forecast.size} forecasts were below 0, which no flow is, and are written as 0{scored}")
 
     if evaluate:
-        truth = read.flow[len(history.flow) :].T  # (N, P)
-        print(f"\nScored on {np.isfinite(truth).sum()} values of {source}, in vehicles a step:\n")
-        print(score_lines(forecaster, forecast, truth))
+        truth, measured = (values[len(history.flow) :].T for values in (read.flow, measured_flow(read)))  # (N, P)
+        print(scored_on(source, truth, measured))
+        print(score_lines(forecaster, forecast, measured))
+
+
+def scored_on(source: Path, truth: NDArray[np.floating], measured: NDArray[np.floating]) -> str:
+    """Return the line above the scores: how many values of a file they are of."""
+    known, scored = np.isfinite(truth).sum(), np.isfinite(measured).sum()
+    imputed = f"; {known - scored} imputed values are left out" if known > scored else ""
+    return f"\nScored on {scored} values of {source}, in vehicles a step{imputed}:\n"
 
 
 def score_lines(forecaster: Forecaster, forecast: NDArray[np.float32], truth: NDArray[np.floating]) -> str:
@@ -212,9 +219,7 @@ def evaluate_days(forecaster: Forecaster, folder: RunFolder, arguments: argparse
     title = f"Backtest: {config.variant.label} on {arguments.input.name}, {arguments.days} days to {last}"
     names = [f"sensor {name}" for name in history.sensors]
     save_backtest_page(page, title, test, scores, names, forecaster.road_map)
-    known, measured = (int(np.isfinite(part).sum()) for part in (test.truth, test.measured))
-    imputed = f"; {known - measured} imputed values are left out" if known > measured else ""
-    print(f"\nScored on {measured} values of {arguments.input}, in vehicles a step{imputed}:\n")
+    print(scored_on(arguments.input, test.truth, test.measured))
     print(score_lines(forecaster, test.forecast, test.measured))
     if levels:
         print(f"\nIntervals:\n\n{markdown_table(method_table(test.interval_scores()))}")

@@ -91,6 +91,15 @@ class Backtest:
         }
 
 
+def measured_flow(history: History) -> NDArray[np.float32]:
+    """Return the flow (T, N) of a file, NaN where missing, or imputed by all of the file: no forecast may know this."""
+    flow, imputed = history.flow.astype(np.float32), history.marks
+    if imputed is None:
+        imputed = imputed_values(flow, history.calendar)
+        imputed &= (imputed.mean(axis=0) > LEAST_SHARE).any()
+    return np.where(imputed, np.float32(np.nan), flow)
+
+
 def backtest(
     forecaster: Forecaster,
     history: History,
@@ -138,14 +147,10 @@ def backtest(
         raise InputError(f"{history.path}: found a gap of more than {max_gap} steps (--max-gap) before every forecast")
     forecasts = forecasts_from(forecaster, history, starts, max_gap)
     forecast, imputed = forecasts.flow, forecasts.imputed
-    flow = history.flow.astype(np.float32)
-    filled_in = history.marks
-    if filled_in is None:
-        filled_in = imputed_values(flow, calendar)  # by all of the file: no forecast may know
-        filled_in &= (filled_in.mean(axis=0) > LEAST_SHARE).any()
-    targets = starts[:, None] + np.arange(horizon)
-    truth = np.ascontiguousarray(flow[targets].transpose(0, 2, 1))
-    measured = np.where(filled_in[targets].transpose(0, 2, 1), np.float32(np.nan), truth)
+    flow, targets = history.flow.astype(np.float32), starts[:, None] + np.arange(horizon)
+    truth, measured = (
+        np.ascontiguousarray(values[targets].transpose(0, 2, 1)) for values in (flow, measured_flow(history))
+    )
     if np.isnan(measured).all():
         span = f"{history.label(int(targets[0, 0]))} to {history.label(int(targets[-1, -1]))}"
         raise InputError(f"{history.path}: found no measured value from {span}, expected some to score forecasts by")

@@ -382,6 +382,20 @@ def test_evaluation_equals_numpy(
         np.testing.assert_allclose(printed[name], expected, atol=0.00051)
 
 
+def test_values_that_a_file_marks_as_imputed_are_not_scored(
+    runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = np.zeros(flow.shape, dtype=np.bool_)
+    marks[-HORIZON:, :2] = True
+    source = tmp_path / "now.npz"
+    np.savez(source, data=flow[:, :, None], imputed=marks)
+    assert call("predict.py", "--run", runs["positions"], "--input", source, "--evaluate") == 0
+    output = capsys.readouterr().out
+    assert f"Scored on 9 values of {source}, in vehicles a step; 6 imputed values are left out" in output
+    error = np.abs(read_forecast(tmp_path / "forecast.csv") - flow[-HORIZON:].T)[2:]
+    np.testing.assert_allclose(printed_scores(output)["all"][0], error.mean(), atol=0.001)
+
+
 def test_the_truth_has_no_influence_on_the_forecast_it_scores(
     runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path
 ) -> None:
