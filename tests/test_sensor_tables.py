@@ -424,6 +424,14 @@ def test_the_first_row_may_be_the_one_that_is_off() -> None:
         regular_series(table, 1, 12, datetime(2024, 3, 4, 0, 0, 5))
 
 
+def test_two_rows_of_one_step_are_refused() -> None:
+    seconds = np.array([0, 300, 600, 602, 900])
+    times = np.datetime64("2024-03-04", "us") + seconds.astype("timedelta64[s]")
+    table = SensorTable(Path("t.csv"), np.arange(5) + 2, times, np.ones((5, 1)), ("a",))
+    with pytest.raises(InputError, match="row 5: found the time 2024-03-04 00:10:02, expected 2024-03-04 00:15:00"):
+        grid_steps(table, 12)
+
+
 @pytest.mark.parametrize(("points_per_hour", "row"), [(1, 3), (4, 3), (3, 3)])
 def test_a_table_of_another_time_step_is_not_taken_for_one_with_gaps(
     points_per_hour: int, row: int, tmp_path: Path

@@ -153,13 +153,13 @@ def grid_steps(table: SensorTable, points_per_hour: int) -> NDArray[np.int64]:
     """Return the time step of each row (T,), counted from the first row's, for a table where some steps may be absent.
 
     Raises:
-        InputError: times are out of order or between two steps, or most rows are not one step after the row before, or
-            there is hardly any row for the time that the table covers.
+        InputError: times are out of order or between two steps, two rows are of one step, most rows are not one step
+            after the row before, or there is hardly any row for the time that the table covers.
     """
     steps = _steps(table, points_per_hour)
     whole = nearest_step(steps)
     advance = np.diff(whole, prepend=-1)
-    wrong = _off_grid(steps - whole)
+    wrong = _off_grid(steps - whole) | (advance == 0)  # seconds after the row before
     if np.median(advance) != 1:
         wrong |= advance != 1
     if wrong.any():
