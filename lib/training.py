@@ -338,9 +338,9 @@ class Trainer:
         if better:
             progress.best_loss = validated.loss
             self.save_best()
-        self.save_last()
         if self.processes.first:
-            self.report(progress.history)
+            self.report(progress.history)  # before the checkpoint: a run that goes on from it has reported this epoch
+        self.save_last()
 
     def _train_epoch(self, stage: Stage, number: int) -> float:
         """Train what is left of an epoch and return its mean loss. Its order depends on seed and number alone."""

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,20 @@ def test_resuming_equals_not_stopping(make_dataset: DatasetMaker, tmp_path: Path
         assert resumed.config == config
         finish_run(resumed)
         assert_same_runs(whole, resumed.folder)
+
+
+def test_a_kill_before_an_epoch_is_reported_loses_no_line_of_the_log(
+    make_dataset: DatasetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(make_dataset(epochs=1, fine_tune_epochs=0), ["Training.max_batches=2"])
+    whole = run(config, tmp_path / "out", "whole")
+    killed = start_run(config, tmp_path / "out", "killed")
+    monkeypatch.setattr(killed.trainer, "report", sys.exit)
+    with pytest.raises(SystemExit):
+        finish_run(killed)
+    resumed = resume_run(killed.folder, VARIANTS, None)
+    finish_run(resumed)
+    assert_same_runs(whole, resumed.folder)
 
 
 @pytest.mark.parametrize(
