@@ -97,7 +97,7 @@ def test_windows_equal_a_loop_over_the_definition(weeks: int, days: int, hours: 
 
 
 @pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 2, 1), (1, 2, 3), (0, 0, 30)])
+@pytest.mark.parametrize(("weeks", "days", "hours"), [(1, 0, 0), (0, 2, 1), (1, 2, 3), (0, 0, 30), (0, 0, 60)])
 def test_windows_with_padded_history_are_those_of_a_series_that_repeats_its_first_day(
     weeks: int, days: int, hours: int, gaps: bool
 ) -> None:
@@ -111,7 +111,10 @@ def test_windows_with_padded_history_are_those_of_a_series_that_repeats_its_firs
     repeated = np.concatenate([np.tile(flow[:day], (7, 1, 1)), flow])
     prepared, whole = (prepare(series, shape, {}, "interpolate") for series in (flow, repeated))
     whole = replace(whole, minimum=prepared.minimum, maximum=prepared.maximum)
-    windows, expected = (Windows(one, 3, calendar, device) for one in (prepared, whole))
+    windows, expected = (
+        Windows(one, 3, calendar, device, profile=series[:, :, 0], hours=hours)  # any profile will do
+        for one, series in ((prepared, flow), (whole, repeated))
+    )
     starts = padded_label_starts(prepared, day)
     assert starts.tolist() == list(range(2 * day, prepared.label_starts["train"][0]))
     assert shape.offsets.max() < 0

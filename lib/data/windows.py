@@ -192,7 +192,7 @@ class Windows:
         target = self.forward_filled[targets].transpose(1, 2).contiguous()  # (B, N, P)
         profile = None
         if self.profile is not None:
-            steps = label_starts[:, None] + self.profile_offsets
+            steps = padded(label_starts[:, None] + self.profile_offsets, self.calendar.steps_per_day)
             profile = self.profile[steps].transpose(1, 2).contiguous()  # (B, N, D h + P)
         imputed = last_week = None
         if self.imputed is not None:
