@@ -7,9 +7,10 @@ from pathlib import Path
 from lib.checkpoints import load_checkpoint, restored, save_tensors
 from lib.command_line import ScriptParser
 from lib.config import Config, load_config, recipe_names, settings_table
+from lib.data.preparing import input_files
 from lib.distributed import Processes, joined_processes
 from lib.errors import InputError, run_script
-from lib.files import check_writable
+from lib.files import check_unused, check_writable
 from lib.report.page import show_run
 from lib.run_folder import EXPERIMENTS, RunFolder, check_run_name
 from lib.runs import TrainingRun, complete_run, dry_run, finish_run, resume_run, score_run, start_run
@@ -107,12 +108,13 @@ def read_configs(arguments: argparse.Namespace) -> dict[str, Config]:
     return configs
 
 
-def check_exportable(config: Config) -> None:
-    """Check, before training, that the released code can hold the weights of the run.
+def check_exportable(config: Config, path: Path) -> None:
+    """Check, before training, that the released code can hold the weights of the run, in a file of their own.
 
     Raises:
-        InputError: it has no such model.
+        InputError: it has no such model, or the file is one that the configuration names.
     """
+    check_unused(path, "--export", *input_files(config))
     if config.variant.to_released is None:
         exportable = " or ".join(name for name, variant in VARIANTS.items() if variant.to_released)
         raise InputError(
@@ -145,7 +147,7 @@ def start(arguments: argparse.Namespace, processes: Processes) -> None:
     configs = read_configs(arguments)
     name, config = next(iter(configs.items()))
     if arguments.export:
-        check_exportable(config)
+        check_exportable(config, arguments.export)
     if arguments.name is not None:
         check_run_name(arguments.name)  # before it becomes part of several names
     if len(configs) > 1:  # named by recipe and seed, so that the same command goes on where it stopped
@@ -164,7 +166,7 @@ def start(arguments: argparse.Namespace, processes: Processes) -> None:
 def train(run: TrainingRun, arguments: argparse.Namespace) -> None:
     """Train a run to its end, or test it as it is, and show it."""
     if arguments.export:
-        check_exportable(run.config)
+        check_exportable(run.config, arguments.export)
     print(f"run folder: {run.folder}")
     if arguments.test_only:
         run.trainer.skip()

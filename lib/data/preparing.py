@@ -158,7 +158,7 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
             names, or the windows have missing values; nothing is written then.
     """
     source = config.data.graph_signal_matrix_filename
-    inputs = _input_files(config)
+    inputs = input_files(config)
     if materialized is not None:
         check_writable(materialized, "--materialize", config.prepared_path, *inputs)
     series = series_for(config)
@@ -178,7 +178,7 @@ def make_prepared(config: Config, materialized: Path | None = None) -> Prepared:
     return prepared
 
 
-def _input_files(config: Config) -> tuple[Path | None, ...]:
+def input_files(config: Config) -> tuple[Path | None, ...]:
     """Return the files that no other may be written over."""
     data = config.data
     files = (data.graph_signal_matrix_filename, data.adj_filename, data.id_filename, data.positions_filename)
@@ -192,7 +192,7 @@ def _check_made_files(config: Config, *paths: Path) -> None:
         InputError: one would replace another file, or their folder cannot be written to.
     """
     for path in paths:
-        check_unused(path, f"{config.source} [Data] dataset_name", *_input_files(config))
+        check_unused(path, f"{config.source} [Data] dataset_name", *input_files(config))
     folder = config.data.folder
     existing = next(there for there in (folder, *folder.absolute().parents) if os.path.exists(there))
     if os.path.isdir(existing) and not os.access(existing, os.W_OK | os.X_OK):
