@@ -478,6 +478,9 @@ CASES = [
     Case("type", "time", f"{RUN} --set Data.start=yesterday", nothing,
          "--set Data.start=yesterday: found 'yesterday', expected a local time such as 2018-03-05 or 2018-03-05 "
          "00:05, or nothing"),
+    Case("type", "time-without-times-after", f"{PREPARE} --set Data.start=9999-12-31", nothing,
+         "--set Data.start=9999-12-31: found '9999-12-31', expected a local time such as 2018-03-05 or 2018-03-05 "
+         "00:05, or nothing"),
     Case("type", "empty-file-name", f"{RUN} --set Data.adj_filename=", nothing,
          f"--set Data.adj_filename=: found '', expected {FILE_NAME}"),
     Case("type", "kernels", f"{RUN} --set 'Model.large_kernels=15 wide'", nothing,

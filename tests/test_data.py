@@ -1,5 +1,6 @@
 """Windows, splits and scaling against the released code's arrays, and against windows materialised in the test."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from lib.data.prepared import Prepared, load_prepared, materialize, padded_label_starts, prepare, save_prepared
-from lib.data.series import read_series
+from lib.data.series import read_series, read_start
 from lib.data.windowing import SPLITS, Calendar, WindowShape
 from lib.data.windows import Batch, Windows
 from lib.errors import InputError
@@ -255,6 +256,13 @@ def test_wrong_series(tmp_path: Path, arrays: dict[str, np.ndarray], message: st
         read_series(path, num_nodes=3)
     assert str(fault.value).split(": ", 1)[0].split()[0] == str(path)
     assert str(fault.value).endswith(message)
+
+
+@pytest.mark.parametrize("start", ["yesterday", "2018-03-05 00:00+01:00", "9999-12-31"])
+def test_the_start_of_an_archive_is_a_local_time(tmp_path: Path, start: str) -> None:
+    np.savez(tmp_path / "a.npz", start=np.array(start))
+    with pytest.raises(InputError, match=rf"a\.npz start: found '{re.escape(start)}', expected a local time such as"):
+        read_start(tmp_path / "a.npz")
 
 
 def test_the_array_may_be_called_x(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lib.data.sensor_tables import SERIES_FORMATS
 from lib.errors import InputError
 from lib.files import load_npz, refuse_pickle
+from lib.ini import LocalTime, kind_of
 
 FLOW = 0  # the feature that is forecast; occupancy and speed follow where a file has them
 MARKS_ARRAY, START_ARRAY = "imputed", "start"  # of an npz file, beside the series; most have neither
@@ -137,16 +138,17 @@ def read_start(path: Path) -> datetime | None:
     """Read the array `start` of an npz file, the local time of its first step as a text; None where there is none.
 
     Raises:
-        InputError: it is no time.
+        InputError: it is no local time, by the rule of [Data] start.
     """
     if not has_array(path, START_ARRAY):
         return None
-    text = load_npz(path, (START_ARRAY,))[START_ARRAY]
+    text = str(load_npz(path, (START_ARRAY,))[START_ARRAY])
+    kind = kind_of(LocalTime)
     try:
-        return datetime.fromisoformat(str(text))
+        start: datetime = kind.parse(text)
     except ValueError:
-        found = f"found {str(text)[:60]!r}"
-        raise InputError(f"{path} {START_ARRAY}: {found}, expected a local time such as 2018-03-05 00:05") from None
+        raise InputError(f"{path} {START_ARRAY}: found {text[:60]!r}, expected {kind.expected}") from None
+    return start
 
 
 def sensor_blocks(rows: int, sensors: int) -> Iterator[slice]:
