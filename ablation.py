@@ -10,7 +10,7 @@ from lib.errors import InputError, nearest, run_script
 from lib.files import REPOSITORY_ROOT, check_writable
 from lib.report.comparison import FinishedRuns, Row, check_same_targets, group_row, read_runs, table_paths, write_tables
 from lib.report.page import show_run
-from lib.run_folder import EXPERIMENTS
+from lib.run_folder import EXPERIMENTS, RunFolder
 from lib.runs import complete_run
 from model.variants import VARIANTS
 
@@ -113,6 +113,7 @@ def main() -> None:
     for path in table_paths(stem):
         check_writable(path, "--results")
     groups: list[FinishedRuns] = []
+    trained: list[RunFolder] = []
     for name, with_seeds in configs.items():
         folders = []
         for one in with_seeds:
@@ -122,8 +123,9 @@ def main() -> None:
             if not folder.page.exists():
                 show_run(folder, one)
             folders.append(folder)
+        trained += folders
+        check_same_targets(trained)
         groups.append(read_runs(name, folders))
-        check_same_targets(groups)
         write_tables(stem, "Ablation", table_rows(groups, changes), groups, groups[0], config.data)
     print(f"\nwrote {stem}.csv and {stem.name}.md")
 

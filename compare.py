@@ -65,8 +65,8 @@ def main() -> None:
         names = ", ".join(f"'{name}'" for name in folders)
         raise InputError(f"--reference: found '{reference}', expected one of {names}{nearest(reference, folders)}")
 
+    check_same_targets(runs)
     groups = {name: read_runs(name, paths) for name, paths in folders.items()}
-    check_same_targets(list(groups.values()))
     compared = list(groups.values())
     rows = [*baseline_rows(compared), *(group_row(group, groups[reference]) for group in compared)]
     data = runs[0].read_config(VARIANTS).data

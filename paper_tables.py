@@ -51,6 +51,9 @@ def main() -> None:
     changes = [] if arguments.split is None else [f"Data.split={arguments.split}"]
     configs = [load_config(path, VARIANTS, changes) for path in paths]
     datasets = [config.data.dataset_name for config in configs]
+    for name in datasets:
+        if datasets.count(name) > 1:
+            raise InputError(f"found data set {name} {datasets.count(name)} times, expected a column for each once")
     collections = [collect(path, arguments.experiments, VARIANTS, changes) for path in paths]
     for dataset, collection in zip(datasets, collections, strict=True):
         for reason in collection.left_out:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +19,7 @@ def largest_activations(model: nn.Module, batch: Batch) -> list[tuple[str, float
 
     def record(name: str, output: object) -> None:
         if isinstance(output, Tensor) and output.numel():
-            largest = output.abs().max().item()
-            found[name] = largest if largest != largest else max(largest, found.get(name, 0.0))
+            found[name] = float(np.maximum(output.abs().max().item(), found.get(name, 0.0)))  # NaN where one is
 
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))

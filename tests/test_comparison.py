@@ -189,7 +189,9 @@ def test_a_run_of_a_version_that_did_not_score_measured_targets_compares(
     stem = tmp_path / "compared"
     assert call("compare.py", "--runs", *(run.path for run in runs.values()), "--output", stem) == 0
     found = {name: row["mae_measured"] == row["mae"] for name, row in table_of(Path(f"{stem}.csv")).items()}
-    assert [found[name] for name in ("paper", "stid")] == [measured == name for name in runs]
+    assert [found.pop(name) for name in ("paper", "stid")] == [measured == name for name in runs]
+    assert len(found) == 3  # the baselines, whichever run scored them
+    assert all(found.values())
     assert "MAE (measured)" in Path(f"{stem}.md").read_text()
 
 
@@ -216,6 +218,17 @@ def change_targets(runs: Path) -> None:
     save_json(path, {**content, "test_set": {**content["test_set"], "fingerprint": "another"}})
 
 
+def longer_series(runs: Path) -> None:
+    """Write the next seed of a run, trained after the file of the series had grown."""
+    copy_run(runs)
+    again, more = RunFolder(runs / "again"), SAMPLES + 9
+    again.settings.write_text(again.settings.read_text().replace("seed = 0", "seed = 1"))
+    content = load_json(again.metrics)
+    save_json(again.metrics, {**content, "test_set": {**content["test_set"], "fingerprint": "longer", "samples": more}})
+    samples = np.ones((more, SENSORS, 3), np.float32)
+    again.save_predictions(samples, samples, np.arange(more))
+
+
 def forget_machine(runs: Path) -> None:
     save_json(runs / "stid" / "environment.json", {"packages": {}})
 
@@ -232,7 +245,8 @@ BOTH = "compare.py --output out --runs runs/full runs/stid"
     [
         (remove_metrics, BOTH, "runs/stid: found no metrics.json, expected a finished run"),
         (cut_forecasts, BOTH, "runs/stid/predictions.npz: found shapes (59, 5, 3) of forecast and (59, 5, 3) of "),
-        (change_targets, BOTH, "'paper' and 'stid': found runs tested on different targets, expected the same "),
+        (change_targets, BOTH, "runs/full and runs/stid: found runs tested on different targets, expected the same "),
+        (longer_series, f"{BOTH} runs/again", "runs/full and runs/again: found runs tested on different targets, "),
         (forget_machine, BOTH, "runs/stid/environment.json: found no hardware or packages, expected what run.py "),
         (copy_run, f"{BOTH} runs/again", "runs/again: found settings and seed of runs/full, expected each seed once"),
         (None, f"{BOTH} runs/fuul", "runs/fuul: found no metrics.json, expected a finished run (did you mean 'full'?)"),
@@ -267,10 +281,9 @@ def test_wrong_input_is_told_in_one_line_and_nothing_is_written(
 
 
 def test_runs_on_different_targets_are_not_compared(make_run: RunMaker) -> None:
-    one, two = (read_runs(name, [make_run(name, 4)]) for name in ("one", "two"))
+    one, two, other = make_run("one", 4), make_run("two", 4), make_run("other", 4, horizon=2)
     check_same_targets([one, two])
-    other = read_runs("other", [make_run("other", 4, horizon=2)])
-    with pytest.raises(InputError, match="'two' and 'other': found runs tested on different targets"):
+    with pytest.raises(InputError, match=r"runs/one and .*runs/other: found runs tested on different targets"):
         check_same_targets([one, two, other])
 
 

@@ -279,6 +279,15 @@ def test_forecasts_are_drawn_at_the_steps_they_are_of(start: datetime | None) ->
         assert {"Thu 08 Mar", "Fri 09 Mar", "12:00"} < shown
 
 
+@pytest.mark.parametrize("samples", range(1, 13))
+def test_a_day_of_few_samples_is_drawn(samples: int) -> None:
+    steps = np.arange(samples)
+    values = (steps[:, None] + np.arange(12)).astype(np.float32)
+    figure = forecast_against_truth(values, values, steps, "the last day", UNIT, 5, None, np.ones_like(values), "80 %")
+    for times, drawn in lines_of(figure.axes[0]).values():
+        np.testing.assert_allclose(drawn, 12 * np.asarray(times))
+
+
 def test_the_error_by_time_of_day_is_that_of_a_plain_loop() -> None:
     draw = np.random.default_rng(3)
     samples, nodes, horizon, steps_per_day = 70, 4, 5, 24

@@ -328,10 +328,10 @@ def test_zeros_that_are_missing_are_as_good_as_no_values(runs: dict[str, RunFold
 
 
 def test_results_of_another_rule_are_not_compared(runs: dict[str, RunFolder]) -> None:
-    groups = [read_runs(name, [runs[name]]) for name in runs]
-    check_same_targets(groups[:2])
-    with pytest.raises(InputError, match="'zero' and 'data': found runs tested on different targets"):
-        check_same_targets(groups[1:])
+    gaps, zero, data = runs.values()
+    check_same_targets([gaps, zero])
+    with pytest.raises(InputError, match=f"{zero} and {data}: found runs tested on different targets"):
+        check_same_targets([zero, data])
     test_set = runs["data"].read_metrics()["test_set"]  # nothing is missing: as without the setting
     flow, starts = gappy_series(0.0)[:, :, 0].astype(np.float32), runs["data"].read_predictions()["label_starts"]
     assert test_set["fingerprint"] == fingerprint_arrays(flow, starts, np.array(HORIZON))

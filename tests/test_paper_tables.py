@@ -233,6 +233,18 @@ def test_script(experiments: tuple[Path, Path], call: Call, tmp_path: Path, caps
     assert "(did you mean 'PEMS04'?)" in capsys.readouterr().err
 
 
+def test_a_data_set_has_its_columns_once(
+    experiments: tuple[Path, Path], call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, root = experiments
+    other = tmp_path / "other.conf"  # of the same data set, whose runs would hide those of the first
+    other.write_text(path.read_text().replace("batch_size = 16", "batch_size = 8"))
+    output = tmp_path / "tables.md"
+    assert call("paper_tables.py", "--config", path, other, "--experiments", root, "--output", output) == 2
+    assert capsys.readouterr().err == "error: found data set TINY 2 times, expected a column for each once\n"
+    assert not output.exists()
+
+
 def test_a_line_says_how_many_seeds_it_is_of() -> None:
     def line(*seeds: int | None) -> str:
         datasets = [f"SET{number}" for number in range(len(seeds))]

@@ -1,6 +1,7 @@
 """The engine, end to end on a tiny data set: stages, best weights, resuming, determinism."""
 
 import contextlib
+import math
 import re
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lib.checkpoints import load_checkpoint, save_checkpoint
 from lib.config import Config
@@ -311,6 +313,22 @@ def test_the_largest_activation_is_found_by_module() -> None:
     assert name.startswith("encoder.0.temporal")
     assert value > 1e5
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_module_that_was_nan_once_stays_nan() -> None:
+    twice = nn.Identity()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice = twice
+
+        def forward(self, inputs: Inputs) -> torch.Tensor:
+            return twice(twice(inputs.series * torch.nan).nan_to_num(3.0))
+
+    inputs = Inputs(torch.ones(2, 3, 8), torch.ones(2, 3), torch.zeros(2))
+    ((_, value),) = largest_activations(Model(), Batch(inputs, torch.ones(2, 3, 2), torch.ones(2, 3, 2)))
+    assert math.isnan(value)
 
 
 def test_a_run_of_another_series_is_refused(make_dataset: DatasetMaker, tmp_path: Path) -> None:

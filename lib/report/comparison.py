@@ -3,7 +3,7 @@
 import csv
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -148,16 +148,18 @@ def _machine(folder: RunFolder) -> str:
         raise InputError(f"{folder.environment}: found no hardware or packages, expected what run.py writes") from None
 
 
-def check_same_targets(groups: Sequence[FinishedRuns]) -> None:
-    """Refuse to compare runs that were tested on different targets.
+def check_same_targets(folders: Iterable[RunFolder]) -> None:
+    """Refuse to compare runs that were tested on different targets, before their forecasts are read.
 
     Raises:
-        InputError: the test sets of two runs differ.
+        InputError: the test sets of two runs differ, or a run is not finished.
     """
-    found = {run["test_set"]["fingerprint"]: group.name for group in groups for run in group.metrics}
+    found: dict[str, RunFolder] = {}
+    for folder in folders:
+        found.setdefault(folder.read_metrics()["test_set"]["fingerprint"], folder)
     if len(found) > 1:
-        names = " and ".join(f"'{name}'" for name in list(found.values())[:2])
-        raise InputError(f"{names}: found runs tested on different targets, expected the same test set")
+        first, second, *_ = found.values()
+        raise InputError(f"{first} and {second}: found runs tested on different targets, expected the same test set")
 
 
 def paired_difference(
@@ -186,8 +188,9 @@ def paired_difference(
 
 
 def baselines_of(groups: Sequence[FinishedRuns]) -> dict[str, Any]:
-    """Return the scores of the baselines that metrics.json holds, by name."""
-    return {name: scores for group in groups for run in group.metrics for name, scores in run["baselines"].items()}
+    """Return the scores of the baselines that metrics.json holds, by name; with those of measured targets if known."""
+    runs = sorted((run for group in groups for run in group.metrics), key=lambda run: "measured" in run["test"])
+    return {name: scores for run in runs for name, scores in run["baselines"].items()}
 
 
 def best_baselines(groups: Sequence[FinishedRuns], number: int) -> dict[str, NDArray[np.float64]]:

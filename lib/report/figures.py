@@ -261,7 +261,7 @@ def forecast_against_truth(
     axes.plot(times(label_starts), target[:, 0], color="black", linewidth=1.2, label="truth")
     ahead = [horizon for horizon in HORIZONS if horizon <= forecast.shape[1]]
     for horizon, colour in zip(ahead, COLOURS, strict=False):
-        known = len(label_starts) - horizon + 1  # forecasts of steps whose truth is drawn
+        known = max(0, len(label_starts) - horizon + 1)  # forecasts of steps whose truth is drawn
         name = f"{horizon * minutes_per_step:g} min ahead"
         axes.plot(
             times(label_starts[horizon - 1 :]), forecast[:known, horizon - 1], color=colour, linewidth=0.9, label=name
