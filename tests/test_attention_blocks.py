@@ -71,6 +71,15 @@ def test_wide_blocks_take_the_fused_kernel() -> None:
     assert any("flash_attention" in event.key for event in profiled.key_averages())
 
 
+def test_in_bf16_many_keys_give_the_float32_result_rounded() -> None:
+    """As a precision of its own PyTorch's kernel for CPUs loses more than the rounding, and most of its speed."""
+    query, key, value = (x.bfloat16() for x in inputs(FEW_KEYS + 50))
+    expected = scaled_dot_product(query.float(), key.float(), value.float(), None, 0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scaled_dot_product(query, key, value, None, 0.0)
+    torch.testing.assert_close(found, expected.bfloat16(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_blocks_hold_every_sensor_once_and_all_it_may_look_at(allowed: NDArray[np.bool_], size: int) -> None:
     blocks = partition(Neighbours.of(allowed), size)
