@@ -79,7 +79,8 @@ def one_of(choices: Iterable[str]) -> Kind:
 
 def divisors(number: int) -> str:
     """Return the divisors of a number, for a message."""
-    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return ", ".join(map(str, sorted({*small, *(number // divisor for divisor in small)})))
 
 
 def meaning_of(annotation: Any) -> str:

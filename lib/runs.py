@@ -192,6 +192,8 @@ def _network_of(weights: Path, config: Config, graphs: Graphs) -> tuple[nn.Modul
             print(f"{weights}: a checkpoint of the released code, which lacks its Laplacian encoding: the one computed")
             print("here has another basis where eigenvalues are equal, so results may differ from those of its author")
             return model, graphs
+        if "graphs" not in checkpoint:
+            raise ValueError("found weights without graphs, expected a checkpoint of this project or the released code")
         own = Graphs.from_content(checkpoint["graphs"])
         if len(own.topology) != len(graphs.topology):
             raise ValueError(f"found graphs of {len(own.topology)} sensors, expected {len(graphs.topology)}")
