@@ -56,7 +56,7 @@ def main() -> None:
     by_horizon, against_time = Path(f"{stem}_by_horizon.png"), Path(f"{stem}_against_time.png")
     runs = [RunFolder(path) for path in arguments.runs]
     folders = group_folders(runs, VARIANTS)
-    taken = [path for run in runs for path in run.path.iterdir()]
+    taken = [path for run in runs for path in run.path.rglob("*")]
     figures = [path.with_suffix(suffix) for path in (by_horizon, against_time) for suffix in (".png", ".pdf")]
     for path in (*table_paths(stem), *figures):
         check_writable(path, "--output", *taken)

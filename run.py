@@ -35,6 +35,7 @@ SETTING_FLAGS = {
     "epochs": "Training.epochs",
     "fine_tune_epochs": "Training.fine_tune_epochs",
     "device": "Runtime.device",
+    "weights": "Training.weights",
 }
 
 
@@ -56,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fine-tune-epochs", help="epochs of stage 2, through the rollout")
     parser.add_argument("--device", help="auto, cpu, cuda or mps (default: the INI's, or auto)")
     parser.add_argument("--name", help="name of the run's folder (default: recipe or variant, seed and time)")
-    parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
+    parser.add_argument("--output", type=Path, help="where run folders go (default: experiments/)")
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything; keeps nothing")
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="start from these weights, the released code's too"
@@ -64,7 +65,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--test-only", action="store_true", help="test the weights without training")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the best weights as the released code would")
     arguments = parser.parse_args()
-    for flag in ("recipe", "set", "seed", "epochs", "fine_tune_epochs", "name", "dry_run", "weights", "test_only"):
+    flags = ("recipe", "set", "seed", "epochs", "fine_tune_epochs", "name", "output", "dry_run", "weights", "test_only")
+    for flag in flags:
         if arguments.resume and getattr(arguments, flag) not in (None, [], False):
             raise InputError(f"--resume: found --{flag.replace('_', '-')} too, expected the run's own settings alone")
     if arguments.test_only and not arguments.weights:
@@ -81,6 +83,8 @@ def parse_arguments() -> argparse.Namespace:
         resumed = RunFolder(arguments.resume) if arguments.resume else None
         files = [resumed.settings, resumed.last, resumed.best] if resumed else []
         check_writable(arguments.export, "--export", arguments.config, arguments.weights, *files)
+    arguments.output = arguments.output or EXPERIMENTS
+    arguments.weights = arguments.weights and arguments.weights.absolute()  # settings start at the repository's root
     return arguments
 
 
@@ -157,10 +161,10 @@ def start(arguments: argparse.Namespace, processes: Processes) -> None:
             if processes.first and not folder.page.exists():
                 show_run(folder, config)
     elif arguments.dry_run:
-        print(dry_run(config, arguments.weights, processes))
+        print(dry_run(config, processes))
     else:
         name = arguments.name or f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-        train(start_run(config, arguments.output, name, arguments.weights, processes), arguments)
+        train(start_run(config, arguments.output, name, processes), arguments)
 
 
 def train(run: TrainingRun, arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from lib.ini import (
     CountOrZero,
     DropoutRate,
     Entry,
+    Few,
     FilePath,
     FolderName,
     FolderPath,
@@ -27,10 +28,11 @@ from lib.ini import (
     LocalTime,
     Name,
     NumberOrZero,
-    OddCount,
+    OddSize,
     PositiveNumber,
     Seed,
     Segments,
+    Size,
     StepsPerHour,
     Switch,
     Threads,
@@ -80,7 +82,7 @@ class DataConfig:
     positions_filename: Annotated[
         FilePath | None, "for maps: csv, sensor, latitude and longitude, one sensor a row"
     ] = None
-    num_of_vertices: Annotated[Count, "N, the number of sensors"]
+    num_of_vertices: Annotated[Size, "N, the number of sensors"]
     points_per_hour: Annotated[StepsPerHour, "time steps in an hour"]
     num_for_predict: Annotated[Horizon, "P, the number of steps to forecast"]
     dataset_name: Annotated[FolderName, "begins the names of the files made"]
@@ -132,11 +134,14 @@ class TrainingConfig:
     fine_tune_epochs: Annotated[CountOrZero, "stage 2: the decoder is given its own forecasts"]
     learning_rate: Annotated[LearningRate, "of Adam in stage 1; a tenth of it in stage 2"]
     dropout: Annotated[DropoutRate, "share of values dropped in training"]
-    kernel_size: Annotated[OddCount, "tokens under the convolutions of attention and gate"]
-    num_layers: Annotated[Count, "of the encoder, and of the decoder"]
-    d_model: Annotated[Count, "C, channels"]
-    nb_head: Annotated[Count, "attention heads; divides d_model"]
+    kernel_size: Annotated[OddSize, "tokens under the convolutions of attention and gate"]
+    num_layers: Annotated[Few, "of the encoder, and of the decoder"]
+    d_model: Annotated[Size, "C, channels"]
+    nb_head: Annotated[Size, "attention heads; divides d_model"]
     seed: Annotated[Seed, "of weights, order and dropout"] = 0
+    weights: Annotated[
+        FilePath | None, "a checkpoint to start from, the released code's too; without it the seed draws them"
+    ] = None
     loss: Annotated[
         str, one_of(LOSSES), "on scaled values; of training, validation and the choice of the best epoch"
     ] = "mae"
@@ -258,11 +263,11 @@ class Config:
         dropout draws. Of a file the name counts, not the folder. Two runs of one experiment differ by their seeds;
         resuming, comparing and tabulating all go by this.
         """
-        precision = self.runtime.precision
+        precision, weights = self.runtime.precision, self.training.weights
         return replace(
             self,
             data=self.data.anywhere,
-            training=replace(self.training, seed=0),
+            training=replace(self.training, seed=0, weights=weights and Path(weights.name)),
             runtime=RuntimeConfig(precision="float32" if precision == "auto" else precision),
         )
 

@@ -1,5 +1,6 @@
 """Errors in what the user gave, and how a script ends on one."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -26,7 +27,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`, ending with exit code 2 and no traceback on an `InputError`, 130 on Ctrl-C.
+    """Run a script's `main`, ending without a traceback: 2 on an `InputError`, 1 without memory, 130 on Ctrl-C.
 
     What it prints never raises (`lib.output`).
     """
@@ -37,6 +38,17 @@ def run_script(main: Callable[[], None]) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
+    except (MemoryError, RuntimeError) as error:
+        # For the memory of a CPU, PyTorch has no error of its own: its text tells.
+        wanted = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        if wanted is None and not isinstance(error, MemoryError):
+            raise
+        size = f" for {wanted[1]}" if wanted else ""
+        print(
+            f"error: found no memory{size}, expected smaller sizes: configurations/README.md, 'When memory is short'",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_FAILED) from None
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None

@@ -110,8 +110,12 @@ def _read_switch(text: str) -> bool:
 
 Count = Annotated[int, Kind("an integer of at least 1", int, lambda value: value >= 1)]
 CountOrZero = Annotated[int, Kind("an integer of at least 0", int, lambda value: value >= 0)]
-OddCount = Annotated[int, Kind("an odd integer of at least 1", int, lambda value: value >= 1 and value % 2 == 1)]
-# Larger values are typing errors. They would make lists of millions of windows, or more threads than there can be.
+# Larger values are typing errors. They would make arrays of any size, or more layers and threads than there can be.
+Size = Annotated[int, Kind("an integer from 1 to 1000000", int, lambda value: 1 <= value <= 10**6)]
+OddSize = Annotated[
+    int, Kind("an odd integer from 1 to 999999", int, lambda value: 1 <= value < 10**6 and value % 2 == 1)
+]
+Few = Annotated[int, Kind("an integer from 1 to 1000", int, lambda value: 1 <= value <= 1000)]
 Horizon = Annotated[int, Kind("an integer from 1 to 10000", int, lambda value: 1 <= value <= 10000)]
 Segments = Annotated[int, Kind("an integer from 0 to 1000", int, lambda value: 0 <= value <= 1000)]
 Threads = Annotated[int, Kind("an integer from 0 to 1024", int, lambda value: 0 <= value <= 1024)]

@@ -71,7 +71,9 @@ def _of_any_machine(config: Config) -> Config:
     for name in (*FILE_SETTINGS, "positions_filename"):
         path = getattr(config.data, name)
         names[name] = path and REPOSITORY_ROOT / "data" / config.data.dataset_name / path.name
-    return replace(config, data=replace(config.data, cache=None, **names))
+    weights = config.training.weights
+    training = replace(config.training, weights=weights and REPOSITORY_ROOT / weights.name)
+    return replace(config, data=replace(config.data, cache=None, **names), training=training)
 
 
 def example_series(forecaster: Forecaster) -> NDArray[np.uint16]:

@@ -88,9 +88,7 @@ class TrainingRun:
 # --------------------------------------------------------------------------------------------- starting and resuming
 
 
-def start_run(
-    config: Config, root: Path, name: str, weights: Path | None = None, processes: Processes = ONE_PROCESS
-) -> TrainingRun:
+def start_run(config: Config, root: Path, name: str, processes: Processes = ONE_PROCESS) -> TrainingRun:
     """Prepare series and graphs, build the network with its seed, and make the folder of a new run.
 
     The folder appears only once it holds all that resuming needs. Of several processes the first does all of this, and
@@ -100,7 +98,6 @@ def start_run(
         config: the settings.
         root: the folder of the data sets' folders.
         name: of the run; only that of the first process counts.
-        weights: a checkpoint to start from, of this project or of the released code.
         processes: that train it.
 
     Raises:
@@ -120,11 +117,11 @@ def start_run(
     sensor_graphs = graphs_for(config, prepared, links)
     profile = profile_for(config, prepared)
     print(sensor_graphs.summary())
-    if weights is None:
+    if config.training.weights is None:
         graphs = sensor_graphs.tensors(_fitted_autoregression(config, prepared, profile, sensor_graphs.topology))
         model = new_network(config, graphs)
     else:
-        model, graphs = _network_of(weights, config, sensor_graphs.tensors())
+        model, graphs = _network_of(config.training.weights, config, sensor_graphs.tensors())
     extra = {
         "settings": config.to_ini(),
         "graphs": graphs.content(),
@@ -401,7 +398,7 @@ def _parameters(model: nn.Module) -> int:
 # ------------------------------------------------------------------------------------------------------- finishing
 
 
-def dry_run(config: Config, weights: Path | None = None, processes: Processes = ONE_PROCESS) -> str:
+def dry_run(config: Config, processes: Processes = ONE_PROCESS) -> str:
     """Train, validate and test on one batch each, keep nothing, and return a line on time and memory.
 
     Raises:
@@ -411,7 +408,7 @@ def dry_run(config: Config, weights: Path | None = None, processes: Processes = 
         raise InputError(f"--dry-run: found {processes.size} processes on several machines, expected one machine")
     training = replace(config.training, epochs=1, fine_tune_epochs=1, max_batches=1)
     with TemporaryDirectory() as root:
-        trainer = start_run(replace(config, training=training), Path(root), "dry-run", weights, processes).trainer
+        trainer = start_run(replace(config, training=training), Path(root), "dry-run", processes).trainer
         trainer.label_starts = {name: starts[: training.batch_size] for name, starts in trainer.label_starts.items()}
         started = time.perf_counter()
         trainer.fit()
@@ -613,7 +610,7 @@ def complete_run(
     folder = RunFolder(root / config.data.dataset_name / name)
     exists, finished = processes.any(folder.exists(), folder.is_finished())
     if not exists:
-        finish_run(start_run(config, root, name, processes=processes))
+        finish_run(start_run(config, root, name, processes))
         return folder
     there = folder.read_config(variants)
     differing = there.differences(config)

@@ -25,9 +25,9 @@ LARGE_KERNELS = (15, 17, 21, 27, 35, 55)  # the paper's
 OddKernels = Annotated[
     tuple[int, ...],
     Kind(
-        "odd integers of at least 3, separated by spaces",
+        "odd integers from 3 to 999999, separated by spaces",
         lambda text: tuple(int(item) for item in text.replace(",", " ").split()),
-        lambda value: len(value) > 0 and all(size >= 3 and size % 2 == 1 for size in value),
+        lambda value: len(value) > 0 and all(3 <= size < 10**6 and size % 2 == 1 for size in value),
         lambda value: " ".join(map(str, value)),
     ),
 ]

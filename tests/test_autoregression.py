@@ -246,7 +246,8 @@ def test_a_run_that_starts_from_weights_keeps_theirs(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(first.folder.last)
     checkpoint["graphs"]["autoregression"] += 1
     save_checkpoint(tmp_path / "other.pt", checkpoint)
-    second = start_run(config, tmp_path / "out", "second", weights=tmp_path / "other.pt")
+    config = replace(config, training=replace(config.training, weights=tmp_path / "other.pt"))
+    second = start_run(config, tmp_path / "out", "second")
     assert torch.equal(coefficients_of(second), coefficients_of(first) + 1)
 
 
@@ -259,5 +260,6 @@ def test_weights_with_and_without_it_do_not_stand_in_for_each_other(there: bool,
     found = "found an autoregression, expected none; .*autoregression on, this one off"
     if not there:
         found = "found no autoregression, expected one; .*autoregression off, this one on"
+    second = replace(second, training=replace(second.training, weights=weights))
     with pytest.raises(InputError, match=rf"last\.pt: {found}"):
-        start_run(second, tmp_path / "out", "second", weights=weights)
+        start_run(second, tmp_path / "out", "second")

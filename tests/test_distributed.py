@@ -88,7 +88,7 @@ def steps(config: Path, root: Path, processes: Processes = ONE_PROCESS) -> dict[
     found = {}
     for case, changes in CASES.items():
         kernels = ["Model.large_kernels=3 5"] if VARIANTS[case.split()[0]].has_encoder else []
-        run = start_run(load(config, [*GAPPY, *changes, *kernels]), root, case.replace(" ", "-"), processes=processes)
+        run = start_run(load(config, [*GAPPY, *changes, *kernels]), root, case.replace(" ", "-"), processes)
         trainer, starts = run.trainer, run.trainer.label_starts["train"]
         first = {key: value.clone() for key, value in trainer.model.state_dict().items()}
         for stage in trainer.stages:
@@ -143,7 +143,7 @@ RUN = [
 def train(config: Path, root: Path, name: str, folder: Path) -> None:
     """Train a run to its end, keeping what each process has after each epoch."""
     with joined_processes() as processes:
-        run = start_run(load(config, RUN), root, name, processes=processes)
+        run = start_run(load(config, RUN), root, name, processes)
         run_epoch = run.trainer._run_epoch
 
         def run_and_save(stage: Stage) -> None:

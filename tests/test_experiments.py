@@ -70,7 +70,7 @@ def test_a_recipe_is_also_a_list_of_overrides(make_dataset: DatasetMaker) -> Non
         assert load(path, recipe.overrides) == load(path, recipe=recipe.name)
 
 
-def test_where_a_run_is_computed_makes_no_other_experiment_and_precision_does(
+def test_where_a_run_is_computed_makes_no_other_experiment_but_precision_and_first_weights_do(
     make_dataset: DatasetMaker, tmp_path: Path
 ) -> None:
     path = make_dataset()
@@ -79,12 +79,15 @@ def test_where_a_run_is_computed_makes_no_other_experiment_and_precision_does(
         finished(path, tmp_path, "rounded", "Training.seed=1", "Runtime.precision=bf16", recipe="stid"),
         finished(path, tmp_path, "two", "Training.seed=2", "Runtime.threads=2", "Runtime.data=host", recipe="stid"),
         finished(path, tmp_path, "longer", "Training.seed=2", "Training.epochs=41", recipe="stid"),
+        finished(path, tmp_path, "begun", "Training.seed=1", "Training.weights=a/best.pt", recipe="stid"),
+        finished(path, tmp_path, "begun-elsewhere", "Training.seed=2", "Training.weights=b/best.pt", recipe="stid"),
     ]
     found, left_out = experiments_of(runs, VARIANTS)
-    one, rounded, two, longer = runs
-    assert [experiment.runs for experiment in found] == [{1: one, 2: two}, {1: rounded}, {2: longer}]
-    assert [experiment.name for experiment in found] == ["stid"] * 3
-    assert [experiment.differing for experiment in found] == [[], [], ["Training.epochs 41"]]
+    one, rounded, two, longer, begun, begun_elsewhere = runs
+    expected = [{1: one, 2: two}, {1: rounded}, {2: longer}, {1: begun, 2: begun_elsewhere}]
+    assert [experiment.runs for experiment in found] == expected
+    assert [experiment.name for experiment in found] == ["stid"] * 4
+    assert [experiment.differing for experiment in found] == [[], [], ["Training.epochs 41"], []]
     assert left_out == []
 
 

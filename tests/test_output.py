@@ -1,12 +1,17 @@
 """What scripts print: any text on any terminal, and a reader who leaves early, cost neither work nor exit code."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from lib.errors import EXIT_FAILED, run_script
 from lib.files import REPOSITORY_ROOT
 
 SCRIPT = """
@@ -81,3 +86,19 @@ def test_work_goes_on_when_the_reader_of_a_pipe_has_left(
     assert done.returncode == 0
     assert (tmp_path / "done").exists()
     assert errors_too or set(done.stderr.splitlines()) == {"progress ±".encode()}
+
+
+@pytest.mark.parametrize(
+    ("allocate", "size"),
+    [(lambda: torch.empty(2**60), r"\d+ bytes"), (lambda: np.empty(2**58, np.float32), "1.00 EiB")],
+    ids=["PyTorch", "NumPy"],
+)
+def test_memory_that_is_short_is_told_in_a_line(
+    allocate: Callable[[], None], size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_script(allocate)
+    assert end.value.code == EXIT_FAILED
+    assert re.fullmatch(rf"error: found no memory for {size}, expected smaller sizes: .+\n", capsys.readouterr().err)
+    with pytest.raises(RuntimeError, match="shape"):
+        run_script(lambda: torch.ones(2).view(3))
