@@ -194,7 +194,8 @@ def error_against_time(
 
     Args:
         groups: for each run of a group, by the group's name: minutes at the end of each epoch (epochs,), the
-            validation MAE then (epochs,), and the test MAE of the finished run, which is marked at its end.
+            validation MAE then (epochs,), which is never bias-corrected, and the test MAE of the finished run, which is
+            marked at its end.
         unit: of the flow.
     """
     figure, axes = new_figure()
@@ -205,7 +206,8 @@ def error_against_time(
             axes.plot(minutes, mae, f"{marker}-", color=colour, markersize=4, linewidth=1, label=label)
             axes.plot(minutes[-1], test, "*", color=colour, markeredgecolor="black", markersize=12, zorder=3)
             reached += [float(np.nanmin(mae)), test]
-    axes.plot([], [], "*", color="white", markeredgecolor="black", markersize=12, label="test MAE at the end")
+    stars = "test MAE at the end, bias-corrected where a run is"
+    axes.plot([], [], "*", color="white", markeredgecolor="black", markersize=12, label=stars)
     low, high = min(reached), max(reached)
     top = high + max(high - low, 0.25 * high)
     axes.set_ylim(low - 0.08 * (top - low), top)
