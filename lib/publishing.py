@@ -49,10 +49,9 @@ def publish(folder: RunFolder, target: RunFolder, variants: Variants) -> list[Pa
         if folder.patch_positions.exists():
             partial.patch_positions.write_bytes(folder.patch_positions.read_bytes())
         save_checkpoint(partial.best, checkpoint)
-        if folder.intervals.exists():
-            intervals, scores = folder.read_intervals(), folder.read_interval_scores()
+        if intervals := folder.read_own_intervals():
             made_from = {**intervals.made_from, "checkpoint": fingerprint(partial.best)}
-            partial.save_intervals(replace(intervals, made_from=made_from), scores or {})
+            partial.save_intervals(replace(intervals, made_from=made_from), folder.read_interval_scores() or {})
         partial.save_metrics(metrics)
         forecaster = load_forecaster(partial, variants, "cpu")
         example = partial.path / EXAMPLE

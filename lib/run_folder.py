@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lib.config import Config, load_config
 from lib.errors import InputError, nearest
-from lib.files import REPOSITORY_ROOT, load_json, load_npz, reason, save_json, save_npz, written_whole
+from lib.files import REPOSITORY_ROOT, fingerprint, load_json, load_npz, reason, save_json, save_npz, written_whole
 from lib.interface import Variants
 from lib.intervals import LEVELS, Intervals
 from lib.metrics import SCORES
@@ -247,6 +247,12 @@ class RunFolder:
                     "this version of run.py"
                 )
         return Intervals(**arrays, made_from=made_from)
+
+    def read_own_intervals(self) -> Intervals | None:
+        """Return the same; None where there are none, or other weights than those of best.pt made them."""
+        intervals = self.read_intervals() if self.intervals.exists() else None
+        is_own = intervals is not None and intervals.made_from.get("checkpoint") == fingerprint(self.best)
+        return intervals if is_own else None
 
     def read_interval_scores(self) -> dict[str, Any] | None:
         """Return what the intervals are worth on the test split; None for a run that has none.

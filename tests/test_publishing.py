@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.checkpoints import load_checkpoint
+from lib.checkpoints import load_checkpoint, save_checkpoint
 from lib.data.series import Scaling
 from lib.errors import InputError
 from lib.files import REPOSITORY_ROOT
@@ -87,6 +87,10 @@ def test_a_run_is_published_without_its_machine_and_its_data(
     np.savez(series, data=data)
     with pytest.raises(InputError, match=r"TINY\.npz: found other targets than those of .*metrics\.json, expected"):
         forecast_test_split(published, VARIANTS)
+
+    save_checkpoint(run.folder.best, {**before, "later": True})  # whose intervals are not those of the run
+    publish(run.folder, RunFolder(tmp_path / "later"), VARIANTS)
+    assert not RunFolder(tmp_path / "later").intervals.exists()
 
     capsys.readouterr()
     assert call("report.py", "--run", run.folder, "--publish", target) == 2

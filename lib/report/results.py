@@ -22,7 +22,7 @@ from lib.data.preparing import calendar_for, distance_of, links_for, origin, pos
 from lib.data.profile import historical_profile
 from lib.data.windowing import nearest_time, time_of_step
 from lib.errors import InputError
-from lib.files import fingerprint, load_npz
+from lib.files import load_npz
 from lib.interface import Encoder, Graphs, Neighbours
 from lib.intervals import SCORED_LEVELS, Intervals
 from lib.metrics import absolute_errors, mean_or_nan
@@ -149,9 +149,7 @@ def load_results(folder: RunFolder, config: Config) -> Results:
     """
     metrics = folder.read_metrics()
     predictions = folder.read_predictions()
-    intervals = folder.read_intervals() if folder.intervals.exists() else None
-    if intervals is not None and intervals.made_from.get("checkpoint") != fingerprint(folder.best):
-        intervals = None
+    intervals = folder.read_own_intervals()
     expected = (len(predictions["label_starts"]), config.data.num_of_vertices, config.data.num_for_predict)
     for name in ("forecast", "target"):
         place = f"{folder.predictions} {name}"
