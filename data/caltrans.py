@@ -19,7 +19,7 @@ from lib.errors import InputError, run_script  # noqa: E402
 from lib.ini import FolderName, kind_of, parse_value  # noqa: E402
 
 EXAMPLES = """examples:
-  python data/caltrans.py --stations 'raw/d07_text_station_5min_*.txt.gz' --metadata raw/d07_text_meta_2016_07_01.txt \\
+  python data/caltrans.py --stations 'raw/d07_text_station_5min_*.txt.gz' --metadata raw/d07_text_meta_2018_03_05.txt \\
       --name LA101 --freeway 101 --type ML
   python data/caltrans.py --stations raw --metadata raw/d07_text_meta_*.txt --name LA15 --minutes 15 --keep-imputed
 """
