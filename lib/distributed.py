@@ -270,6 +270,9 @@ def joined_processes() -> Iterator[Processes]:
         torch.cuda.set_device(local_rank)  # what `cuda` means in this process
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
+    # One that ends at once, on wrong input, must not be gone while another still connects to it.
+    store.set(f"joined {rank}", "")
+    store.wait([f"joined {other}" for other in range(size)], LONGEST_WAIT)
     try:
         with open(os.devnull, "w") as nowhere:
             quiet = nullcontext() if processes.first else redirect_stdout(nowhere)

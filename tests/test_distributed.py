@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,6 +240,24 @@ def test_runs_that_are_interrupted_or_killed_go_on(
     assert printed(folder, 2, "err").startswith("error: found another process of this run dead")
     assert printed(folder, 2, "err").count("\n") == 1
     assert load_tensors(killed.last)["progress"]["batch"] == 1
+
+
+def join_late(folder: Path) -> None:
+    join = dist.init_process_group
+
+    def joined(*others: Any, rank: int, **settings: Any) -> None:
+        join(*others, rank=rank, **settings)
+        time.sleep(0.2 * rank)
+        (folder / f"joined{rank}").touch()
+
+    dist.init_process_group = joined
+    with joined_processes() as processes:
+        assert len(list(folder.glob("joined*"))) == processes.size
+
+
+def test_none_goes_on_or_ends_before_all_have_joined(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    assert (in_processes(2, folder, join_late, folder), printed(folder, 2, "err")) == ([0, 0], "")
 
 
 @pytest.mark.parametrize(
