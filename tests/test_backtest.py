@@ -326,3 +326,17 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
     assert message in shown
     assert shown.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["all.npz"]
+
+
+def test_a_level_that_the_run_lacks_is_refused_before_the_backtest(
+    run: tuple[RunFolder, Config],
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("predict.backtest", lambda *_: pytest.fail("it was made"))
+    source = write(tmp_path / "all.npz", series())
+    levels = ("--interval", 0.8, 0.999)
+    assert call("predict.py", "--run", run[0], "--input", source, "--evaluate", "--days", 3, *levels) == 2
+    assert capsys.readouterr().err.startswith("error: --interval: found 0.999, expected at most 0.99")
