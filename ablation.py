@@ -109,7 +109,7 @@ def main() -> None:
         for name, changed in changes.items()
     }
     config = next(iter(configs.values()))[0]
-    stem = arguments.results / config.data.dataset_name / "ablation"
+    stem = arguments.results / config.data.dataset_name / f"ablation_{next(iter(changes))}"
     for path in table_paths(stem):
         check_writable(path, "--results")
     groups: list[FinishedRuns] = []

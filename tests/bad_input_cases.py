@@ -825,10 +825,10 @@ CASES = [
          "<tmp>/out/TINY/one/figures/erf_front_end.png: cannot be written: <tmp>/out/TINY/one/figures is not a folder",
          leaves=("out/TINY/one/erf_front_end.npz",)),
     Case("permission", "results-below-a-file", f"{ABLATION} --results TINY.conf", nothing,
-         f"--results: found TINY.conf/TINY/ablation.csv, {NOT_A_FOLDER}"),
+         f"--results: found TINY.conf/TINY/ablation_paper.csv, {NOT_A_FOLDER}"),
     Case("permission", "results-onto-a-folder", ABLATION,
-         lambda root: (root / "results/TINY/ablation.md").mkdir(parents=True),
-         f"--results: found results/TINY/ablation.md, {A_FOLDER}"),
+         lambda root: (root / "results/TINY/ablation_paper.md").mkdir(parents=True),
+         f"--results: found results/TINY/ablation_paper.md, {A_FOLDER}"),
     # ---- disk
     Case("disk", "prepared", PREPARE, nothing,
          "<tmp>/TINY/TINY_w0d1h2p3.npz: cannot be written: File too large", quota=4000),
@@ -854,6 +854,6 @@ CASES = [
     Case("disk", "forecast", f"{PREDICT} --output forecast.csv", nothing,
          "forecast.csv: cannot be written: File too large", quota=100),
     Case("disk", "ablation-table", ABLATION, finished,
-         "results/TINY/ablation.csv: cannot be written: File too large", quota=100, leaves=("results",)),
+         "results/TINY/ablation_paper.csv: cannot be written: File too large", quota=100, leaves=("results",)),
 ]
 # fmt: on

@@ -143,7 +143,7 @@ def test_the_table_is_made_and_made_again_without_training(
     command += ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--set", "Training.max_batches=2"]
     assert call(*command) == 0
     table = tmp_path / "results" / "TINY"
-    first, second = csv.DictReader((table / "ablation.csv").read_text().splitlines())
+    first, second = csv.DictReader((table / "ablation_paper.csv").read_text().splitlines())
     assert (first["name"], first["changed"], first["seeds"], first["mae_difference"]) == ("paper", "nothing", "2", "")
     runs = sorted(tmp_path.glob("runs/TINY/ablation-paper-no-deformable-patches-seed*/metrics.json"))
     maes = [load_json(path)["test"]["overall"]["mae"] for path in runs]
@@ -152,15 +152,15 @@ def test_the_table_is_made_and_made_again_without_training(
     assert float(second["mae_sd"]) == pytest.approx(np.std(maes, ddof=1), abs=1e-4)
     assert float(second["mae_difference"]) == pytest.approx(float(second["mae"]) - float(first["mae"]), abs=2e-4)
     assert float(second["interval_low"]) <= float(second["mae_difference"]) <= float(second["interval_high"])
-    markdown = (table / "ablation.md").read_text()
+    markdown = (table / "ablation_paper.md").read_text()
     assert markdown.startswith("# Ablation on TINY\n\n`python ablation.py --config ")
     assert "| paper-no-deformable-patches | Model.deformable_patches=off |     2 |" in markdown
 
     capsys.readouterr()
-    before = (table / "ablation.csv").read_bytes()
+    before = (table / "ablation_paper.csv").read_bytes()
     assert call(*command) == 0
     assert "epoch" not in capsys.readouterr().out
-    assert (table / "ablation.csv").read_bytes() == before
+    assert (table / "ablation_paper.csv").read_bytes() == before
 
     assert call(*command, "--set", "Training.learning_rate=0.1") == 2
     said = capsys.readouterr().err

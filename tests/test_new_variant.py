@@ -98,7 +98,7 @@ def test_a_new_variant_is_a_file_and_a_line(
 
     rows = ["linear", "linear-no-from-last-value", "linear-no-topology-graph"]
     assert call("ablation.py", *chosen, "--results", results, "--seeds", 2, "--only", *rows) == 0
-    table = rows_of(results / "TINY" / "ablation.csv")
+    table = rows_of(results / "TINY" / "ablation_linear.csv")
     assert list(table) == rows
     assert table["linear"]["mae"] == f"{np.mean(maes[:2]):.4f}"  # the same seeds
     assert table["linear-no-topology-graph"]["mae"] == table["linear"]["mae"]  # it looks at no graph
