@@ -17,7 +17,6 @@ from lib.ini import (
     CountOrZero,
     DropoutRate,
     Entry,
-    Few,
     FilePath,
     FolderName,
     FolderPath,
@@ -33,6 +32,7 @@ from lib.ini import (
     Seed,
     Segments,
     Size,
+    SmallCount,
     StepsPerHour,
     Switch,
     Threads,
@@ -135,7 +135,7 @@ class TrainingConfig:
     learning_rate: Annotated[LearningRate, "of Adam in stage 1; a tenth of it in stage 2"]
     dropout: Annotated[DropoutRate, "share of values dropped in training"]
     kernel_size: Annotated[OddSize, "tokens under the convolutions of attention and gate"]
-    num_layers: Annotated[Few, "of the encoder, and of the decoder"]
+    num_layers: Annotated[SmallCount, "of the encoder, and of the decoder"]
     d_model: Annotated[Size, "C, channels"]
     nb_head: Annotated[Size, "attention heads; divides d_model"]
     seed: Annotated[Seed, "of weights, order and dropout"] = 0

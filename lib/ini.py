@@ -115,7 +115,7 @@ Size = Annotated[int, Kind("an integer from 1 to 1000000", int, lambda value: 1 
 OddSize = Annotated[
     int, Kind("an odd integer from 1 to 999999", int, lambda value: 1 <= value < 10**6 and value % 2 == 1)
 ]
-Few = Annotated[int, Kind("an integer from 1 to 1000", int, lambda value: 1 <= value <= 1000)]
+SmallCount = Annotated[int, Kind("an integer from 1 to 1000", int, lambda value: 1 <= value <= 1000)]
 Horizon = Annotated[int, Kind("an integer from 1 to 10000", int, lambda value: 1 <= value <= 10000)]
 Segments = Annotated[int, Kind("an integer from 0 to 1000", int, lambda value: 0 <= value <= 1000)]
 Threads = Annotated[int, Kind("an integer from 0 to 1024", int, lambda value: 0 <= value <= 1024)]

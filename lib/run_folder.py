@@ -249,7 +249,11 @@ class RunFolder:
         return Intervals(**arrays, made_from=made_from)
 
     def read_own_intervals(self) -> Intervals | None:
-        """Return the same; None where there are none, or other weights than those of best.pt made them."""
+        """Return the intervals of best.pt; None where there are none, or other weights made them.
+
+        Raises:
+            InputError: as `read_intervals`.
+        """
         intervals = self.read_intervals() if self.intervals.exists() else None
         is_own = intervals is not None and intervals.made_from.get("checkpoint") == fingerprint(self.best)
         return intervals if is_own else None

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from lib.ini import Few, Fraction, Switch
+from lib.ini import Fraction, SmallCount, Switch
 from lib.interface import Graphs, Inputs, Needs, Sizes, Variant
 from model.embeddings import HarmonicEmbedding
 from model.encoder import DTGLKNetEncoder, EncoderSettings
@@ -38,7 +38,7 @@ class DecoderSettings:
     direct_head: Annotated[Switch, "a part of the forecast is of the flow itself, from the last hour alone"] = True
     direct_share: Annotated[Fraction, "the weight of that part; the weights of both parts have a sum of 1"] = 0.5
     identity: Annotated[Switch, "embeddings of sensor, time of day and day of the week"] = True
-    harmonics: Annotated[Few, "harmonics of the day that the embedding of its time has"] = 48
+    harmonics: Annotated[SmallCount, "harmonics of the day that the embedding of its time has"] = 48
     graph_means: Annotated[Switch, "sensors see the mean of all, of similar and of near sensors"] = True
     past_days: Annotated[Switch, "sensors see the hour to forecast on the input's earlier days and weeks"] = True
     carry_profile: Annotated[Switch, "the profile goes on after the training rows, recent days weighing more"] = False
@@ -72,7 +72,7 @@ class DecoderSettings:
 class ResidualMLPSettings(DecoderSettings):
     """The parts of the residual MLP."""
 
-    members: Annotated[Few, "networks whose mean is the forecast, a deep ensemble"] = 1
+    members: Annotated[SmallCount, "networks whose mean is the forecast, a deep ensemble"] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
