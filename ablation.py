@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from lib.command_line import ScriptParser
+from lib.command_line import ScriptParser, integer_from
 from lib.config import Config, load_config
 from lib.errors import InputError, nearest, run_script
 from lib.files import REPOSITORY_ROOT, check_writable
@@ -53,25 +53,20 @@ def ablations(config: Config, name: str) -> dict[str, tuple[str, ...]]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line.
-
-    Raises:
-        InputError: there are no seeds.
-    """
+    """Parse the command line."""
     parser = ScriptParser(__doc__, EXAMPLES)
     parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
     parser.add_argument("--recipe", help="settings over those of the INI file (default: none)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row, with seeds 1, 2, ... (default: 3)")
+    parser.add_argument(
+        "--seeds", type=integer_from(1), default=3, help="runs of each row, with seeds 1, 2, ... (default: 3)"
+    )
     parser.add_argument("--only", nargs="+", metavar="ROW", help="some rows only (default: all)")
     parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
     parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")
-    arguments = parser.parse_args()
-    if arguments.seeds < 1:
-        raise InputError(f"--seeds: found {arguments.seeds}, expected an integer of at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 def chosen_rows(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import cast
 
-from lib.command_line import ScriptParser
+from lib.command_line import ScriptParser, integer_from
 from lib.data.graphs import adjacency_matrix, hops_to_nearest
 from lib.data.preparing import links_for
 from lib.data.windowing import evenly_spaced
@@ -33,7 +33,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a trained run")
     parser.add_argument("--layer", metavar="NAME", help="dotted name of a module (default: two pictures, see below)")
     parser.add_argument(
-        "--samples", type=int, default=50, metavar="K", help="samples, spread over the test split (default: 50)"
+        "--samples",
+        type=integer_from(1),
+        default=50,
+        metavar="K",
+        help="samples, spread over the test split (default: 50)",
     )
     parser.add_argument(
         "--node",

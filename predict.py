@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.backtest import backtest, hourly_scores, measured_flow, save_backtest
-from lib.command_line import ScriptParser
+from lib.command_line import ScriptParser, integer_from
 from lib.data.sensor_tables import is_table
 from lib.errors import InputError, run_script
 from lib.files import check_writable
@@ -67,15 +67,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--by-position", action="store_true", help="take the columns of a table in their order, whatever their names"
     )
-    parser.add_argument("--max-gap", type=int, metavar="STEPS", help="longest gap to fill (default: an hour)")
+    parser.add_argument(
+        "--max-gap", type=integer_from(0), metavar="STEPS", help="longest gap to fill (default: an hour)"
+    )
     parser.add_argument(
         "--evaluate", action="store_true", help="forecast the last rows of the file from those before, and score it"
     )
     parser.add_argument(
-        "--days", type=int, metavar="K", help="with --evaluate: forecast from each step of the last days"
+        "--days", type=integer_from(1), metavar="K", help="with --evaluate: forecast from each step of the last days"
     )
     parser.add_argument(
-        "--every", type=int, metavar="STEPS", help="with --days: steps between two forecasts (default: 1)"
+        "--every", type=integer_from(1), metavar="STEPS", help="with --days: steps between two forecasts (default: 1)"
     )
     parser.add_argument(
         "--interval-update", action="store_true", help="with --days: intervals that learn from what came, step by step"
@@ -92,9 +94,6 @@ def parse_arguments() -> argparse.Namespace:
     ):
         if getattr(arguments, flag) and not getattr(arguments, needed):
             raise InputError(f"--{flag.replace('_', '-')}: found no --{needed}, expected both")
-    for flag in ("days", "every"):
-        if (value := getattr(arguments, flag)) is not None and value < 1:
-            raise InputError(f"--{flag}: found {value}, expected a whole number of at least 1")
     check_levels(arguments.interval, "--interval")
     arguments.interval = sorted(set(arguments.interval))
     if arguments.output is None:
@@ -104,8 +103,6 @@ def parse_arguments() -> argparse.Namespace:
     check_writable(arguments.output, "--output", *read)
     if arguments.days:
         check_writable(page_of(arguments.output), "--output", arguments.output, *read)
-    if arguments.max_gap is not None and arguments.max_gap < 0:
-        raise InputError(f"--max-gap: found {arguments.max_gap}, expected a number of steps of at least 0")
     return arguments
 
 

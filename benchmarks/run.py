@@ -10,7 +10,7 @@ import torch
 from benchmarks.groups import GIBIBYTE, GROUPS, Settings, for_gpu, quick
 from benchmarks.memory import release_memory
 from benchmarks.report import Report, machine_name, progress_line, tables
-from lib.command_line import ScriptParser
+from lib.command_line import ScriptParser, integer_from
 from lib.devices import choose_device, configure_cpu
 from lib.errors import run_script
 from lib.files import REPOSITORY_ROOT
@@ -34,8 +34,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=tuple(GROUPS), default=tuple(GROUPS), help="groups to measure")
     parser.add_argument("--quick", action="store_true", help="small and rough, in about two minutes")
     parser.add_argument("--full", action="store_true", help="evaluate all test samples, not one batch only")
-    parser.add_argument("--repeats", type=int, metavar="K", help="rounds of a comparison at most (default: 5)")
-    parser.add_argument("--threads", type=int, default=0, metavar="K", help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--repeats", type=integer_from(1), metavar="K", help="rounds of a comparison at most (default: 5)"
+    )
+    parser.add_argument(
+        "--threads", type=integer_from(0), default=0, metavar="K", help="CPU threads (default: PyTorch's choice)"
+    )
     parser.add_argument(
         "--memory-limit",
         type=float,
@@ -47,10 +51,6 @@ def parse_arguments() -> argparse.Namespace:
         "--output", type=Path, default=REPOSITORY_ROOT / "results" / "benchmarks", metavar="DIR", help="where to write"
     )
     arguments = parser.parse_args()
-    for name, least in (("repeats", 1), ("threads", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            parser.error(f"--{name}: found {value}, expected a whole number from {least}")
     if not arguments.memory_limit >= 0:
         parser.error(f"--memory-limit: found {arguments.memory_limit:g}, expected a number of GiB of at least 0")
     return arguments

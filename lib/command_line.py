@@ -1,6 +1,7 @@
 """The command line of the scripts: one layout of the help, and wrong arguments reported like other wrong input."""
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from lib.distributed import refuse_several_processes
@@ -27,4 +28,15 @@ class ScriptParser(argparse.ArgumentParser):
         Raises:
             InputError: always, with the message of argparse.
         """
-        raise InputError(message)
+        raise InputError(message.removeprefix("argument "))
+
+
+def integer_from(least: int) -> Callable[[str], int]:
+    """Return what reads an argument that is an integer of at least so much."""
+
+    def read(text: str) -> int:
+        if text.isascii() and text.isdigit() and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"found {text}, expected an integer of at least {least}")
+
+    return read

@@ -529,9 +529,9 @@ CASES = [
          lambda root: torch.save({"weights": {"prediction.weight": torch.ones(1, 8)}}, root / "weights"),
          "<tmp>/weights: found weights without graphs, expected a checkpoint of this project or the released code"),
     Case("type", "samples-in-words", f"{FIELD} --samples few", nothing,
-         re.compile(r"argument --samples: invalid int value: 'few'")),
+         "--samples: found few, expected an integer of at least 1"),
     Case("type", "dtw-method", f"{DTW} --method fast", nothing,
-         re.compile(r"argument --method: invalid choice: 'fast' \(choose from .*\)")),
+         re.compile(r"--method: invalid choice: 'fast' \(choose from .*\)")),
     # ---- range
     Case("range", "learning-rate-0", f"{RUN} --set Training.learning_rate=0", nothing,
          "--set Training.learning_rate=0: found '0', expected a number above 0 and at most 1000"),

@@ -299,8 +299,8 @@ def test_numbers_are_packed_as_said() -> None:
         (("--days", 3), "--days: found no --evaluate, expected both"),
         (("--evaluate", "--every", 3), "--every: found no --days, expected both"),
         (("--evaluate", "--days", 3, "--interval-update"), "--interval-update: found no --interval, expected both"),
-        (("--evaluate", "--days", 0), "--days: found 0, expected a whole number of at least 1"),
-        (("--evaluate", "--days", 3, "--every", -1), "--every: found -1, expected a whole number of at least 1"),
+        (("--evaluate", "--days", 0), "--days: found 0, expected an integer of at least 1"),
+        (("--evaluate", "--days", 3, "--every", -1), "--every: found -1, expected an integer of at least 1"),
         (("--evaluate", "--days", 19), "--days: found 19, expected at most 18: "),
         (
             ("--until", "2019-01-01"),

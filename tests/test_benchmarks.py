@@ -433,8 +433,8 @@ def test_the_exponent_of_the_cost_is_fitted() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "trainig"], "argument --only: invalid choice: 'trainig'"),
-        (["--repeats", "0"], "--repeats: found 0, expected a whole number from 1"),
+        (["--only", "trainig"], "--only: invalid choice: 'trainig'"),
+        (["--repeats", "0"], "--repeats: found 0, expected an integer of at least 1"),
     ],
 )
 def test_wrong_arguments_are_told(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -603,7 +603,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "--observed 100 --least-known 100",
         r"--least-known 100: found no station with so many % of its values, the best is \d+ with 18.9 %, expected .*",
     ),
-    "minutes": (lambda _: None, "--minutes 10", r"argument --minutes: invalid choice: 10 \(choose from 5, 15, 60\)"),
+    "minutes": (lambda _: None, "--minutes 10", r"--minutes: invalid choice: 10 \(choose from 5, 15, 60\)"),
 }
 
 

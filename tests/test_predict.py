@@ -469,7 +469,7 @@ def test_wrong_input_is_said_and_nothing_is_written(
     expected = "now.csv: found 47 steps before the forecast, expected at least 48\n"
     assert error(source, "--evaluate").endswith(expected)
     assert error(source, "--output", source).endswith(f"found {source}, which is in use, expected a file of its own\n")
-    assert error(source, "--max-gap", "-1").endswith("--max-gap: found -1, expected a number of steps of at least 0\n")
+    assert error(source, "--max-gap", "-1").endswith("--max-gap: found -1, expected an integer of at least 0\n")
     np.savez(tmp_path / "now.npz", data=np.full((60, SENSORS, 1), np.inf))
     assert "found 300 infinite values, the first at step 0, sensor 0" in error(tmp_path / "now.npz")
     source.write_bytes(before.replace(b"2018-03-05 00:30", b"2018-03-05 00:40"))

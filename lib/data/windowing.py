@@ -140,12 +140,6 @@ def padded(steps: Steps, steps_per_day: int) -> Steps:
 
 
 def evenly_spaced(label_starts: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
-    """Return that many of the label starts, from the first to the last; all of them where there are fewer.
-
-    Raises:
-        InputError: that many is not at least 1.
-    """
-    if samples < 1:
-        raise InputError(f"--samples: found {samples}, expected an integer of at least 1")
+    """Return that many of the label starts, from the first to the last; all of them where there are fewer."""
     places = np.linspace(0, len(label_starts) - 1, min(samples, len(label_starts)))
     return label_starts[places.round().astype(np.int64)]
