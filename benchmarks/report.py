@@ -83,7 +83,7 @@ def markdown(groups: Mapping[str, Mapping[str, Any]]) -> str:
             f"## {name}",
             "",
             f"{group['started'][:10]}, {group['hardware']}, torch {group['packages']['torch']}, "
-            f"commit {str(group['git_commit'])[:7]}{changes}{state}: `{' '.join(group['command'])}`",
+            f"commit {str(group['git_commit'])[:7]}{changes}{state}: `python {' '.join(group['command'])}`",
             "",
             tables(group),
         ]

@@ -21,7 +21,7 @@ def provenance(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Return time, command, commit, versions, hardware and the number of processes, by name."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": [_script(), *sys.argv[1:]],
+        "command": command(),
         "git_commit": _git("rev-parse", "HEAD") or None,
         "git_changes": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
@@ -34,6 +34,17 @@ def provenance(device: torch.device, processes: int = 1) -> dict[str, Any]:
     }
 
 
+def command() -> list[str]:
+    """Return what follows `python` in the command that runs, as it is typed at the repository's root."""
+    script = Path(sys.argv[0]).resolve()
+    if not script.is_relative_to(REPOSITORY_ROOT):
+        return [script.name, *sys.argv[1:]]
+    own = script.relative_to(REPOSITORY_ROOT)
+    if len(own.parts) == 2 and (script.parent / "__init__.py").exists():
+        return ["-m", ".".join(own.with_suffix("").parts), *sys.argv[1:]]
+    return [own.as_posix(), *sys.argv[1:]]
+
+
 def _versions() -> dict[str, str]:
     """Return the version of each package that is installed; fastdtw need not be."""
     versions = {}
@@ -41,12 +52,6 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
-
-
-def _script() -> str:
-    """Return the script that runs, from the repository's root where it is one of its own."""
-    script = Path(sys.argv[0]).resolve()
-    return script.relative_to(REPOSITORY_ROOT).as_posix() if script.is_relative_to(REPOSITORY_ROOT) else script.name
 
 
 def _git(*arguments: str) -> str:

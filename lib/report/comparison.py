@@ -2,7 +2,6 @@
 
 import csv
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -19,6 +18,7 @@ from lib.files import written_whole
 from lib.interface import Variants
 from lib.metrics import absolute_errors
 from lib.numbers import decimals_for
+from lib.provenance import command
 from lib.report.text_tables import DECIMALS, MEASURED, TITLES, flow_unit, markdown_table, score_text, scores_of
 from lib.run_folder import RunFolder
 
@@ -271,7 +271,7 @@ def write_tables(
     lines = [
         f"# {title} on {data.dataset_name}",
         "",
-        f"`python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`",
+        f"`python {shlex.join(command())}`",
         "",
         f"{date.today()}. Runs made on {'; '.join(machines)}.",
         f"Errors on the test split, all horizons, in {flow_unit(data.points_per_hour)}: mean ± standard deviation over",
