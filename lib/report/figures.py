@@ -33,6 +33,7 @@ from lib.report.style import COLOURS, HORIZONS
 # Names come from data, and Matplotlib would read two `$` in one as a formula. So formulas are off in all figures.
 matplotlib.rcParams["text.parse_math"] = False
 
+MANY_COLOURS = (*COLOURS, "#000000", "#999999")  # as many as markers
 MARKERS = "os^vDPX*"
 DPI = 150  # of PNG files
 LAYOUT_ITERATIONS = 100
@@ -141,8 +142,7 @@ def training_curve(history: Sequence[Mapping[str, Any]], unit: str) -> Figure:
 def error_by_horizon(scores: Mapping[str, Sequence[Scores]], minutes_per_step: float, unit: str) -> Figure:
     """Draw the MAE at each horizon of the model (the first entry) and of the baselines, where targets are known."""
     figure, axes = new_figure()
-    colours = (*COLOURS, "#000000", "#999999")
-    for (name, by_horizon), colour, marker in zip(scores.items(), cycle(colours), cycle(MARKERS)):
+    for (name, by_horizon), colour, marker in zip(scores.items(), cycle(MANY_COLOURS), cycle(MARKERS)):
         ahead = minutes_per_step * np.arange(1, len(by_horizon) + 1)
         maes = [np.nan if step["mae"] is None else step["mae"] for step in by_horizon]
         axes.plot(ahead, maes, f"{marker}-", color=colour, label=_legend_name(name))
@@ -170,7 +170,7 @@ def horizons_compared(
     figure, axes = new_figure()
     horizon = next(iter(groups.values())).shape[1]
     ahead = minutes_per_step * np.arange(1, horizon + 1)
-    for (name, maes), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS)):
+    for (name, maes), colour, marker in zip(groups.items(), cycle(MANY_COLOURS), cycle(MARKERS)):
         mean = maes.mean(axis=0)
         axes.plot(ahead, mean, f"{marker}-", color=colour, label=_legend_name(name))
         if len(maes) > 1:
@@ -200,7 +200,7 @@ def error_against_time(
     """
     figure, axes = new_figure()
     reached = []
-    for (name, runs), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS)):
+    for (name, runs), colour, marker in zip(groups.items(), cycle(MANY_COLOURS), cycle(MARKERS)):
         for number, (minutes, mae, test) in enumerate(runs):
             label = "_" if number else _legend_name(name)
             axes.plot(minutes, mae, f"{marker}-", color=colour, markersize=4, linewidth=1, label=label)
