@@ -21,7 +21,7 @@ from model.variants import VARIANTS
 EXAMPLES = """examples:
   python -m benchmarks.tf32 --config configurations/DEMO.conf --recipe residual_mlp_demo
 
-Interrupted, the same command goes on where it stopped, but a run that was cut off begins anew.
+Interrupted, the same command goes on where it stopped.
 """
 DROPPED_BITS = 13  # of the 23 of a float32's fraction; TF32 has 10
 ATEN = torch.ops.aten

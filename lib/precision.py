@@ -23,8 +23,8 @@ def resolved(runtime: RuntimeConfig, device: torch.device) -> RuntimeConfig:
     """Return [Runtime] with what `auto` stands for on a device, of precision and compilation.
 
     On CUDA products are in TF32. It was measured faster than float32, and changes the errors of trained networks by no
-    more than chance does. So does BF16, which was hardly faster, in forecasts slower. Nothing is compiled by itself:
-    that takes minutes, and pays in long trainings alone. configurations/README.md has the numbers.
+    more than chance does. BF16 keeps the accuracy too, but it was hardly faster, and slower in forecasts. Nothing is
+    compiled by itself: that takes minutes, and pays in long trainings alone. configurations/README.md has the numbers.
     """
     if runtime.precision == "auto":
         runtime = replace(runtime, precision="tf32" if device.type == "cuda" else "float32")
