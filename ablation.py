@@ -2,15 +2,14 @@
 
 import argparse
 from dataclasses import fields
-from pathlib import Path
 
-from lib.command_line import ScriptParser, integer_from
+from lib.command_line import ScriptParser, add_training_flags
 from lib.config import Config, load_config
 from lib.errors import InputError, nearest, run_script
-from lib.files import REPOSITORY_ROOT, check_writable
+from lib.files import check_writable
 from lib.report.comparison import FinishedRuns, Row, check_same_targets, group_row, read_runs, table_paths, write_tables
 from lib.report.page import show_run
-from lib.run_folder import EXPERIMENTS, RunFolder
+from lib.run_folder import RunFolder
 from lib.runs import complete_run
 from model.variants import VARIANTS
 
@@ -55,17 +54,8 @@ def ablations(config: Config, name: str) -> dict[str, tuple[str, ...]]:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = ScriptParser(__doc__, EXAMPLES)
-    parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
-    parser.add_argument("--recipe", help="settings over those of the INI file (default: none)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
-    )
-    parser.add_argument(
-        "--seeds", type=integer_from(1), default=3, help="runs of each row, with seeds 1, 2, ... (default: 3)"
-    )
+    add_training_flags(parser)
     parser.add_argument("--only", nargs="+", metavar="ROW", help="some rows only (default: all)")
-    parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
-    parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")
     return parser.parse_args()
 
 

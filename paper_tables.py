@@ -6,9 +6,8 @@ from pathlib import Path
 from lib.command_line import ScriptParser
 from lib.config import CONFIGURATIONS, load_config
 from lib.errors import InputError, nearest, run_script
-from lib.files import REPOSITORY_ROOT, check_writable, written_whole
+from lib.files import EXPERIMENTS, REPOSITORY_ROOT, check_writable, written_whole
 from lib.report.paper_tables import collect, published_split, read_published, render
-from lib.run_folder import EXPERIMENTS
 from model.variants import VARIANTS
 
 EXAMPLES = """examples:

@@ -10,9 +10,9 @@ from lib.config import Config, load_config, recipe_names, settings_table
 from lib.data.preparing import input_files
 from lib.distributed import Processes, joined_processes
 from lib.errors import InputError, run_script
-from lib.files import check_unused, check_writable
+from lib.files import EXPERIMENTS, check_unused, check_writable
 from lib.report.page import show_run
-from lib.run_folder import EXPERIMENTS, RunFolder, check_run_name
+from lib.run_folder import RunFolder, check_run_name
 from lib.runs import TrainingRun, complete_run, dry_run, finish_run, resume_run, score_run, start_run
 from model.variants import VARIANTS
 

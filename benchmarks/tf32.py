@@ -2,19 +2,17 @@
 
 import argparse
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib.command_line import ScriptParser, integer_from
+from lib.command_line import ScriptParser, add_training_flags
 from lib.config import load_config
 from lib.errors import run_script
-from lib.files import REPOSITORY_ROOT, check_writable
+from lib.files import check_writable
 from lib.report.comparison import check_same_targets, group_row, read_runs, table_paths, write_tables
-from lib.run_folder import EXPERIMENTS
 from lib.runs import complete_run
 from model.variants import VARIANTS
 
@@ -56,16 +54,7 @@ class RoundedFactors(TorchDispatchMode):
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = ScriptParser(__doc__, EXAMPLES)
-    parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
-    parser.add_argument("--recipe", help="settings over those of the INI file (default: none)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
-    )
-    parser.add_argument(
-        "--seeds", type=integer_from(1), default=3, help="runs of each, with seeds 1, 2, ... (default: 3)"
-    )
-    parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
-    parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")
+    add_training_flags(parser)
     return parser.parse_args()
 
 

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from lib.distributed import refuse_several_processes
 from lib.errors import InputError
+from lib.files import EXPERIMENTS, REPOSITORY_ROOT
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -40,3 +42,17 @@ def integer_from(least: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"found {text}, expected an integer of at least {least}")
 
     return read
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a script that trains several runs, each with several seeds, and writes tables."""
+    parser.add_argument("--config", type=Path, required=True, help="INI file of the data set")
+    parser.add_argument("--recipe", help="settings over those of the INI file (default: none)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting for all"
+    )
+    parser.add_argument(
+        "--seeds", type=integer_from(1), default=3, help="runs of each row, with seeds 1, 2, ... (default: 3)"
+    )
+    parser.add_argument("--output", type=Path, default=EXPERIMENTS, help="where run folders go (default: experiments/)")
+    parser.add_argument("--results", type=Path, default=REPOSITORY_ROOT / "results", help="where the tables go")

@@ -25,6 +25,7 @@ PIECE = 2**20  # bytes read at once
 ALIGNMENT_FIELD = 0xD935  # the extra field of zip archives that others align by too
 ALIGNMENT = 64  # bytes, of the values in an archive, as in an npy file
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = REPOSITORY_ROOT / "experiments"  # where run folders go
 
 
 def printable(text: str) -> str:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from lib.config import Config, load_config
 from lib.errors import InputError, nearest
-from lib.files import REPOSITORY_ROOT, fingerprint, load_json, load_npz, reason, save_json, save_npz, written_whole
+from lib.files import fingerprint, load_json, load_npz, reason, save_json, save_npz, written_whole
 from lib.interface import Variants
 from lib.intervals import LEVELS, Intervals
 from lib.metrics import SCORES
 
-EXPERIMENTS = REPOSITORY_ROOT / "experiments"
 SETTINGS, METRICS, BEST = "settings.ini", "metrics.json", "best.pt"  # what makes a folder that of a run
 METRICS_KEYS = (  # of metrics.json
     *("dataset", "variant", "label", "seed", "parameters", "epochs", "best_epoch", "best_val_mae"),
