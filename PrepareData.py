@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from lib.command_line import ScriptParser
 from lib.config import load_config
-from lib.data.imputed import LEAST_SHARE
+from lib.data.imputed import LEAST_SHARE, shortest_run
 from lib.data.prepared import Prepared
 from lib.data.preparing import (
+    calendar_for,
     links_for,
     make_prepared,
     positions_for,
@@ -23,7 +24,7 @@ from lib.data.preparing import (
 )
 from lib.data.sensor_tables import is_table
 from lib.data.series import CHUNK_ROWS, FLOW, last_observed, missing_markers, missing_values
-from lib.data.windowing import SPLITS
+from lib.data.windowing import SPLITS, Calendar
 from lib.errors import run_script
 from model.variants import VARIANTS
 
@@ -35,7 +36,7 @@ NAMES_SHOWN = 10
 IMPUTED = {"keep": "scored with them and without", "missing": "left out of loss and scores"}
 
 
-def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None) -> list[str]:
+def missing_counts(prepared: Prepared, horizon: int, calendar: Calendar, names: Sequence[str] | None) -> list[str]:
     """Return lines on what is missing, and on zeros that may be; none where there is nothing to tell."""
     lines = []
     if prepared.missing is not None:
@@ -57,7 +58,8 @@ def missing_counts(prepared: Prepared, horizon: int, names: Sequence[str] | None
         )
     if prepared.imputed is not None:
         share, rule = prepared.imputed.mean(axis=0), prepared.made_from["Data.imputed"]  # share of each sensor
-        how, least = "repeat the week or the day before for two hours or more", LEAST_SHARE
+        hours = 24 * shortest_run(calendar) / calendar.steps_per_day
+        how, least = f"repeat the week or the day before for {hours:g} hours or more", LEAST_SHARE
         if prepared.marked:
             how, least = "are marked in the file", 0.0
         lines.append(
@@ -96,7 +98,7 @@ def main() -> None:
         "--materialize",
         type=Path,
         metavar="FILE.npz",
-        help="also write every window, in the file format of the released code (large: PEMS07 needs 25 GB unpacked)",
+        help="also write every window, in the file format of the released code (large: PEMS07 needs 14 GB)",
     )
     arguments = parser.parse_args()
 
@@ -124,7 +126,8 @@ def main() -> None:
         starts = prepared.label_starts[split]
         print(f"{split:5s} {len(starts):6d} samples, label starts {step_name(starts[0])} .. {step_name(starts[-1])}")
     print(f"flow  {prepared.minimum[0]:g} .. {prepared.maximum[0]:g} in training inputs")
-    for line in missing_counts(prepared, config.data.num_for_predict, sensor_names(config, links)):
+    calendar, names = calendar_for(config), sensor_names(config, links)
+    for line in missing_counts(prepared, config.data.num_for_predict, calendar, names):
         print(line)
     if config.data.missing not in ("error", "interpolate"):  # then none but NaN is missing
         for line in marked_counts(series_for(config)[:, :, FLOW], config.data.missing):

@@ -141,9 +141,10 @@ def predict(forecaster: Forecaster, folder: RunFolder, arguments: argparse.Names
     """Read, forecast, write, and if asked score."""
     source, output, evaluate = arguments.input, arguments.output, arguments.evaluate
     horizon = forecaster.config.data.num_for_predict if evaluate else 0
-    # A gap longer than max_gap shows its length only with that many steps before the first input.
-    useful = None if arguments.until else forecaster.steps_useful
-    steps = None if useful is None else useful + max_gap + 1 + horizon
+    # A gap longer than max_gap shows its length only with that many steps before the first input. What the whole file
+    # says of imputed values counts in scores.
+    useful = None if arguments.until or evaluate else forecaster.steps_useful
+    steps = None if useful is None else useful + max_gap + 1
     read = read_history(source, forecaster, steps, arguments.by_position, arguments.until)
     history = read.until(max(0, len(read.flow) - horizon))
     filled = check_inputs(history, forecaster.offsets, max_gap)

@@ -56,7 +56,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", help="epochs of stage 1, teacher forcing")
     parser.add_argument("--fine-tune-epochs", help="epochs of stage 2, through the rollout")
     parser.add_argument("--device", help="auto, cpu, cuda or mps (default: the INI's, or auto)")
-    parser.add_argument("--name", help="name of the run's folder (default: recipe or variant, seed and time)")
+    parser.add_argument(
+        "--name",
+        help="name of the run's folder, or how the names of several begin (default: recipe or variant; seed and, for "
+        "one run alone, time follow)",
+    )
     parser.add_argument("--output", type=Path, help="where run folders go (default: experiments/)")
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything; keeps nothing")
     parser.add_argument(

@@ -369,27 +369,45 @@ def forecasts_from(
     Args:
         forecaster: the run.
         history: from the file's first step on.
-        label_starts: (B,), the first steps to forecast, as indices into the history.
+        label_starts: (B,), the first steps to forecast, as indices into the history, in order.
         max_gap: the longest gap among the inputs of an earlier forecast whose errors count, in steps.
     """
     if not forecaster.config.training.bias_correction:
         return Forecasts(*_network_forecasts(forecaster, history, label_starts), earlier=0)
-    starts = np.union1d(_earlier_starts(forecaster, history, label_starts, max_gap), label_starts)
+    own = PROFILE_DAYS * history.calendar.steps_per_day if forecaster.config.needs.carried_profile else 0
+    of_training, of_file = label_starts[label_starts < own], label_starts[label_starts >= own]
+    parts = [
+        _corrected_forecasts(forecaster, history, starts, first, max_gap)
+        for starts, first in ((of_training, 0), (of_file, own))
+        if len(starts)
+    ]
+    flags = [part.imputed for part in parts if part.imputed is not None]
+    return Forecasts(
+        np.concatenate([part.flow for part in parts]),
+        np.concatenate(flags) if flags else None,
+        sum(part.earlier for part in parts),
+    )
+
+
+def _corrected_forecasts(
+    forecaster: Forecaster, history: History, label_starts: NDArray[np.int64], first: int, max_gap: int
+) -> Forecasts:
+    """Return the forecasts from label starts (B,), corrected by the errors of earlier ones.
+
+    None of these is from a step before `first`: forecasts with the profile of training err in another way than those
+    with a profile of the file, so their errors say nothing of these.
+    """
+    horizon, day = forecaster.config.data.num_for_predict, history.calendar.steps_per_day
+    earlier = earlier_starts(label_starts, horizon, day)
+    earlier = earlier[earlier >= max(first, forecaster.steps_needed)]
+    earlier = earlier[~refused_starts(history, forecaster.offsets, earlier, max_gap)]
+    starts = np.union1d(earlier, label_starts)
     forecast, imputed = _network_forecasts(forecaster, history, starts)
-    target = history.flow[starts[:, None] + np.arange(forecast.shape[2])].transpose(0, 2, 1).astype(np.float32)
-    flow = corrected(forecast, target, starts, history.calendar.steps_per_day, imputed)
+    target = history.flow[starts[:, None] + np.arange(horizon)].transpose(0, 2, 1).astype(np.float32)
+    flow = corrected(forecast, target, starts, day, imputed)
     asked = np.searchsorted(starts, label_starts)
     flags = None if imputed is None else imputed[asked]
     return Forecasts(flow[asked], flags, len(starts) - len(label_starts))
-
-
-def _earlier_starts(
-    forecaster: Forecaster, history: History, label_starts: NDArray[np.int64], max_gap: int
-) -> NDArray[np.int64]:
-    """Return from where to forecast first, to know the errors that correct the forecasts from label starts (B,)."""
-    starts = earlier_starts(label_starts, forecaster.config.data.num_for_predict, history.calendar.steps_per_day)
-    starts = starts[starts >= forecaster.steps_needed]
-    return starts[~refused_starts(history, forecaster.offsets, starts, max_gap)]
 
 
 def _network_forecasts(

@@ -210,8 +210,9 @@ def calibrate(
     quantiles = conformal_quantiles(of_measured)
     if not flagged.any():
         return Intervals(spread, quantiles, made_from)
-    of_imputed = np.where(flagged[:, :, None], np.abs(target - centre) / scale, np.nan)
-    return Intervals(spread, quantiles, made_from, conformal_quantiles(of_imputed))
+    of_imputed = conformal_quantiles(np.where(flagged[:, :, None], np.abs(target - centre) / scale, np.nan))
+    filled = np.where(np.isinf(of_imputed), quantiles, of_imputed)  # too few for a level: as if measured
+    return Intervals(spread, quantiles, made_from, np.maximum.accumulate(filled, axis=0))
 
 
 # ------------------------------------------------------------------------------------------------------- adaptation

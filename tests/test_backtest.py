@@ -16,7 +16,15 @@ import pytest
 from lib.backtest import Backtest, backtest, hourly_scores
 from lib.config import Config
 from lib.errors import InputError
-from lib.inference import Forecaster, check_inputs, load_forecaster, read_history, refused_starts
+from lib.inference import (
+    Forecaster,
+    History,
+    check_inputs,
+    forecasts_from,
+    load_forecaster,
+    read_history,
+    refused_starts,
+)
 from lib.report.backtest_page import backtest_page
 from lib.report.explorer import EXPLORER_SCRIPT, packed
 from lib.run_folder import RunFolder
@@ -102,11 +110,27 @@ def test_each_forecast_is_that_of_a_file_that_ends_there(
         shown = capsys.readouterr().out
         if run[1].variant.name == "residual_mlp":  # the ways there are to forecast are all among the starts
             assert ("profile of the run's training" in shown) == (start < 14 * DAY)
-            assert re.search(r"bias correction by the errors of [1-9]\d* earlier forecasts", shown)
+            earlier = re.search(r"bias correction by the errors of (\d+) earlier forecasts", shown)
+            assert earlier
+            assert (earlier[1] == "0") == (start == 14 * DAY)  # the first with a profile of the file
             assert ("imputed sensors: 1 of 5" in shown) == (start in (17 * DAY + 4, 17 * DAY + 10))
         for level, width in widths.items():
             np.testing.assert_allclose(column(f"upper_{level}"), forecast + width[place], atol=2e-3)
             np.testing.assert_allclose(column(f"lower_{level}"), (forecast - width[place]).clip(0), atol=2e-3)
+
+
+def test_errors_made_with_the_profile_of_training_correct_no_forecast_with_one_of_the_file(
+    run: tuple[RunFolder, Config],
+) -> None:
+    forecaster = forecaster_of(run)
+    if forecaster.profile_week is None:
+        pytest.skip("a variant without a profile")
+    history = History(Path("file"), series(), forecaster.sensors, 0, datetime(2018, 3, 5), True, 2)
+    starts = np.arange(14 * DAY - 20, 15 * DAY)
+    other = replace(forecaster, profile_week=1.5 * forecaster.profile_week)
+    forecasts = [forecasts_from(one, history, starts, 2).flow for one in (forecaster, other)]
+    equal = np.array([np.array_equal(*pair) for pair in zip(*forecasts, strict=True)])
+    np.testing.assert_array_equal(equal, starts >= 14 * DAY)
 
 
 def test_what_comes_later_changes_nothing_of_an_adapted_backtest(run: tuple[RunFolder, Config], tmp_path: Path) -> None:

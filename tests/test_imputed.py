@@ -32,7 +32,7 @@ from tests.test_predict import read_forecast
 
 DAY = 24
 WEEK = 7 * DAY
-RUN, FLAG = 2, 3  # steps of two and of three hours
+RUN, FLAG = 8, 12  # values; with steps of an hour these are longer than two and three hours
 CPU = torch.device("cpu")
 
 
@@ -89,6 +89,14 @@ def test_flags_are_of_the_steps_before_alone(flow: np.ndarray) -> None:
             assert flags[t0, sensor] == expected
     for t0 in (1, FLAG, WEEK, WEEK + FLAG, 2 * WEEK + 50, len(flow) - 1):  # a file that ends there
         np.testing.assert_array_equal(causal_flags(flow[:t0], Calendar(DAY)), flags[: t0 + 1])
+
+
+def test_counts_of_hours_that_repeat_by_chance_are_not_imputed() -> None:
+    hour = np.arange(8 * WEEK) % DAY
+    mean = 5 + 25 * np.exp(-(((hour - 8) / 2.5) ** 2)) + 30 * np.exp(-(((hour - 17) / 3) ** 2))
+    counts = np.random.default_rng(0).poisson(np.repeat(mean[:, None], 40, axis=1)).astype(np.float32)
+    assert not imputed_values(counts, Calendar(DAY)).any()
+    assert not causal_flags(counts, Calendar(DAY)).any()
 
 
 def test_a_gap_in_a_constant_run_does_not_make_it_vary() -> None:

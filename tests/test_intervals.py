@@ -192,6 +192,20 @@ def test_imputed_sensors_do_not_narrow_the_intervals_of_what_is_measured() -> No
     np.testing.assert_array_equal(width[~imputed], without.half_width(week, 0.8)[~imputed])
 
 
+@pytest.mark.parametrize("flags", [0, 1, 12, 150])
+def test_few_imputed_samples_take_no_level_away(flags: int) -> None:
+    forecast, target, week = simulated(900, 7)
+    imputed = np.zeros(forecast.shape[:2], dtype=np.bool_)
+    imputed[:flags, 0] = True
+    for known in (target, np.where(imputed[:, :, None], np.float32(np.nan), target)):  # kept, and missing
+        intervals = calibrate(forecast, known, known, week, spread_known(), imputed, {})
+        assert intervals.highest_level == 0.999
+        width = intervals.half_width(week, 0.95, imputed)
+        assert np.isfinite(width).all()
+        if flags < 19:  # too few for 0.95: as if measured
+            np.testing.assert_array_equal(width, intervals.half_width(week, 0.95))
+
+
 def test_adaptation_follows_gibbs_and_candes_by_hand() -> None:
     forecast, target, week = simulated(260, 11)
     intervals = calibrate(forecast[:200], target[:200], target[:200], week[:200], spread_known(), None, {})

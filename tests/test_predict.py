@@ -396,6 +396,19 @@ def test_values_that_a_file_marks_as_imputed_are_not_scored(
     np.testing.assert_allclose(printed_scores(output)["all"][0], error.mean(), atol=0.001)
 
 
+def test_values_that_repeat_last_week_are_not_scored(
+    runs: dict[str, Path], call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The inputs of this run reach back for a day, so a week earlier has to be read for the score alone."""
+    flow, week = tiny_series(days=15, seed=7), 7 * 48
+    flow[-week:, :2] = flow[-2 * week : -week, :2]
+    source = tmp_path / "now.npz"
+    np.savez(source, data=flow)
+    assert call("predict.py", "--run", runs["positions"], "--input", source, "--evaluate") == 0
+    assert "Scored on 9 values" in (output := capsys.readouterr().out)
+    assert "; 6 imputed values are left out" in output
+
+
 def test_the_truth_has_no_influence_on_the_forecast_it_scores(
     runs: dict[str, Path], flow: np.ndarray, call: Call, tmp_path: Path
 ) -> None:

@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 from lib.data.series import last_observed, next_observed
 from lib.data.windowing import Calendar
 
-RUN_MINUTES = 120  # repeats in shorter runs may be chance
-FLAG_MINUTES = 180  # before the forecast, which the flag is taken from
+RUN_MINUTES, RUN_VALUES = 120, 8  # repeats in runs of less time, or of fewer values, may be chance
+FLAG_MINUTES, FLAG_VALUES = 180, 12  # before the forecast, which the flag is taken from
 LEAST_SHARE = 0.01  # of a sensor's values; a few repeats in the whole series may be chance
 FLAG_SHARE = 0.95  # of these steps that repeat last week's
+
+
+def shortest_run(calendar: Calendar) -> int:
+    """Return how many steps a run of imputed values has at least: two hours, and eight values."""
+    return max(RUN_VALUES, RUN_MINUTES * calendar.steps_per_day // (24 * 60))
 
 
 def repeats(flow: NDArray[np.float32], period: int) -> NDArray[np.bool_]:
@@ -33,13 +38,14 @@ def repeats(flow: NDArray[np.float32], period: int) -> NDArray[np.bool_]:
 def imputed_values(flow: NDArray[np.float32], calendar: Calendar) -> NDArray[np.bool_]:
     """Return where values are imputed: in runs of two hours or more that repeat the week, or the day, before.
 
-    Runs of one value alone do not count: empty roads repeat too, and so does a detector that is stuck.
+    A run has eight values or more: with steps of an hour, two would often repeat by chance. Runs of one value alone
+    do not count: empty roads repeat too, and so does a detector that is stuck.
 
     Args:
         flow: (T, N), NaN where missing.
         calendar: of the series.
     """
-    shortest = max(2, RUN_MINUTES * calendar.steps_per_day // (24 * 60))
+    shortest = shortest_run(calendar)
     imputed = np.zeros(flow.shape, dtype=np.bool_)
     changes = _changes(flow)
     for period in (calendar.steps_per_week, calendar.steps_per_day):
@@ -55,9 +61,9 @@ def imputed_values(flow: NDArray[np.float32], calendar: Calendar) -> NDArray[np.
 def causal_flags(flow: NDArray[np.float32], calendar: Calendar) -> NDArray[np.bool_]:
     """Return for every step t0, and the one after the last, which sensors are imputed by what came before: (T + 1, N).
 
-    A sensor is flagged if 95 % of its last three hours repeat last week's values, and vary.
+    A sensor is flagged if 95 % of its last three hours, and of its last twelve values, repeat last week's, and vary.
     """
-    length = max(2, FLAG_MINUTES * calendar.steps_per_day // (24 * 60))
+    length = max(FLAG_VALUES, FLAG_MINUTES * calendar.steps_per_day // (24 * 60))
     flags = np.zeros((len(flow) + 1, flow.shape[1]), dtype=np.bool_)
     if len(flow) < length:
         return flags

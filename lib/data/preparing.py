@@ -40,6 +40,7 @@ from lib.files import check_unused, check_writable, fingerprint, fingerprint_arr
 MATRIX_SENSORS = 1000  # of more, only the distances are computed that the rule of the similarity graph asks for
 SECONDS_KEPT = 30  # between two writes of how far a search for the nearest has come
 PREPARED_VERSION = "3"  # of the rules by which prepared files are made
+LONG_STEPS = ".1"  # follows it where steps are longer than 15 minutes: the rule of imputed values is another since
 
 
 def calendar_for(config: Config) -> Calendar:
@@ -211,7 +212,8 @@ def made_from(config: Config) -> dict[str, str]:
     )
     path = config.data.graph_signal_matrix_filename
     marks = {MARKS: "of the series"} if has_array(path, MARKS_ARRAY) else {}
-    return {"version": PREPARED_VERSION, "series": fingerprint(path), **marks, **{key: texts[key] for key in settings}}
+    version = PREPARED_VERSION if config.data.points_per_hour >= 4 else PREPARED_VERSION + LONG_STEPS
+    return {"version": version, "series": fingerprint(path), **marks, **{key: texts[key] for key in settings}}
 
 
 def prepared_for(config: Config) -> Prepared:
