@@ -3,6 +3,7 @@
 Nothing of the data set is in it but what the checkpoint holds, and no path of the machine that it was trained on.
 """
 
+import math
 import os
 import re
 from dataclasses import replace
@@ -75,15 +76,20 @@ def _of_any_machine(config: Config) -> Config:
     return replace(config, data=replace(config.data, cache=None, **names), training=training)
 
 
-def example_series(forecaster: Forecaster) -> NDArray[np.uint16]:
-    """Return a made-up flow (T, N, 1) of a daily rhythm with noise, which reaches as far back as the run's inputs."""
+def example_series(forecaster: Forecaster) -> NDArray[np.float32]:
+    """Return a made-up flow (T, N, 1) of a daily rhythm with noise, which reaches as far back as the run's inputs.
+
+    It is above 0 everywhere, as a run may take 0 for missing, and of three significant digits at least at its peaks.
+    """
     data, peak = forecaster.config.data, float(forecaster.scaling.maximum)
     draw = np.random.default_rng(0)
     step = np.arange(max(forecaster.steps_needed, forecaster.steps_useful or 0) + data.steps_per_day)[:, None]
     size = draw.uniform(0.2, 0.8, data.num_of_vertices) * peak
     rhythm = 0.5 - 0.45 * np.cos(2 * np.pi * (step / data.steps_per_day - draw.uniform(-0.1, 0.1, len(size))))
-    flow = (size * rhythm + draw.normal(0, 0.02 * size, (len(step), len(size)))).clip(0).round()
-    return flow[:, :, None].astype(np.uint16)
+    flow = (size * rhythm + draw.normal(0, 0.02 * size, (len(step), len(size)))).clip(0.01 * size)
+    digit = 10.0 ** math.floor(math.log10(peak / 1000))
+    made_up: NDArray[np.float32] = (np.ceil(flow / digit) * digit)[:, :, None].astype(np.float32)
+    return made_up
 
 
 def forecast_of(source: Path, forecaster: Forecaster) -> NDArray[np.float32]:

@@ -265,6 +265,15 @@ def test_what_would_look_back_before_the_series_is_left_out() -> None:
         assert BASELINES.keys() - scored.keys() == left_out
 
 
+def test_a_baseline_that_costs_more_than_a_network_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, prepared = "vector autoregression", noisy()
+    sensors = prepared.flow.shape[1]
+    assert BASELINES[name].most_sensors == 2000
+    for most, left_out in ((sensors, set()), (sensors - 1, {name})):
+        monkeypatch.setitem(BASELINES, name, BASELINES[name]._replace(most_sensors=most))
+        assert BASELINES.keys() - score_baselines(prepared, "test", HORIZON, CALENDAR).keys() == left_out
+
+
 @pytest.mark.parametrize("rows", [6, 7, 8, 12])
 def test_the_shortest_series_have_finite_baselines(rows: int) -> None:
     prepared = prepare(noisy().flow[:rows, :, None], WindowShape(0, 0, 1, HORIZON, 1), {})

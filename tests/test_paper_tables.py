@@ -258,3 +258,16 @@ def test_a_line_says_how_many_seeds_it_is_of() -> None:
     assert line(1) == "| model (1 seed)"
     assert line(3, 3) == "| model (3 seeds)"
     assert line(3, 1) == "| model (3, 1 seeds)"
+
+
+def test_a_published_row_of_a_name_of_ours_keeps_a_line_of_its_own() -> None:
+    ours = Row("STID", "SECOND", "no", 3, {"mae": (13.96, 0.02)}, "")
+    published = [
+        Row("STID", name, "no", None, {"mae": (mae, None)}, "theirs")
+        for name, mae in (("FIRST", 18.4), ("SECOND", 14.2))
+    ]
+    lines = render([*published, ours], ["FIRST", "SECOND"], "md").splitlines()[2:4]
+    assert [line.replace("<sup>b</sup>", "") for line in lines] == [
+        "| STID, published | **18.40** |  |  | 14.20 |  |  |",
+        "| STID (3 seeds) |  |  |  | **13.96** ± 0.02 |  |  |",
+    ]

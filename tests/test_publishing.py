@@ -55,6 +55,7 @@ def test_a_run_is_published_without_its_machine_and_its_data(
     make_dataset: DatasetMaker, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = ["Model.variant=residual_mlp", "Training.max_batches=2", f"Data.cache={tmp_path / 'cache'}"]
+    changes += ["Data.missing=zero_is_missing"]  # of which the made-up series has none
     run = start_run(load(make_dataset(), changes), tmp_path / "out", "one")
     finish_run(run)
     target = tmp_path / "results" / "TINY"
@@ -64,6 +65,7 @@ def test_a_run_is_published_without_its_machine_and_its_data(
         *("settings.ini", "environment.json", "log.jsonl", "best.pt", "metrics.json", "metrics.csv"),
         *("example.npz", "SHA256SUMS", "intervals.npz", "intervals.json"),
     }
+    assert np.load(target / "example.npz")["data"].min() > 0
     published, before = RunFolder(target), load_checkpoint(run.folder.best)
     kept = load_checkpoint(published.best)
     assert published.settings.read_text() == kept["settings"]

@@ -23,6 +23,7 @@ from lib.report.text_tables import DECIMALS, MEASURED, TITLES, flow_unit, markdo
 from lib.run_folder import RunFolder
 
 BOOTSTRAP_DRAWS = 2000
+LEAST_BLOCKS = 10  # of fewer, the draws say little of how much a mean varies
 SCORES = ("mae", "rmse", "mape")  # of the tables
 DIFFERENCE = ("mae_difference", "interval_low", "interval_high")
 STEPS = (3, 6, 12)  # steps ahead of the second table beside the last, where there are more than MOST_STEPS
@@ -164,24 +165,39 @@ def check_same_targets(folders: Iterable[RunFolder]) -> None:
 
 def paired_difference(
     errors: NDArray[np.float64], reference: NDArray[np.float64], block: int, seed: int = 0
-) -> tuple[float, float, float]:
-    """Return the mean difference of errors to a reference, and its 95 % bootstrap interval over test samples.
+) -> tuple[float, float | None, float | None]:
+    """Return the mean difference of errors to a reference, and its 95 % bootstrap interval over samples and runs.
 
-    Samples are drawn with replacement in blocks of neighbours: samples that share targets are not independent.
+    Samples are drawn with replacement, the same for all runs, in blocks of neighbours: samples that share targets are
+    not independent. The runs of each side are drawn with replacement too, as other seeds would give other errors. Of
+    one run a side, the interval cannot know by how much.
 
     Args:
-        errors, reference: (runs, samples); runs are averaged first.
-        block: neighbouring samples drawn together, at most all of them.
+        errors, reference: (runs, samples).
+        block: neighbouring samples drawn together. With fewer than ten blocks there is no interval.
         seed: of the draws.
     """
-    difference = errors.mean(axis=0) - reference.mean(axis=0)
-    samples = len(difference)
-    block = min(block, samples)
-    sums = np.convolve(difference, np.ones(block), mode="valid")  # of every block of neighbours
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (BOOTSTRAP_DRAWS, max(1, round(samples / block))))
-    means = sums[drawn].mean(axis=1) / block
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(difference.mean()), float(low), float(high)
+    difference = float(errors.mean() - reference.mean())
+    samples = errors.shape[1]
+    if samples < LEAST_BLOCKS * block:
+        return difference, None, None
+    draw = np.random.default_rng(seed)
+    drawn = draw.integers(0, samples - block + 1, (BOOTSTRAP_DRAWS, round(samples / block)))  # first samples of blocks
+
+    def means(side: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean error of each draw, (draws,)."""
+        of_blocks = [np.convolve(run, np.full(block, 1 / block), mode="valid") for run in side]
+        of_runs = np.stack([run[drawn].mean(axis=1) for run in of_blocks], axis=1)  # (draws, runs)
+        runs = len(side)
+        if runs == 1:
+            return of_runs[:, 0]
+        share = draw.multinomial(runs, np.full(runs, 1 / runs), BOOTSTRAP_DRAWS) / runs  # (draws, runs)
+        # The mean of R drawn runs varies by (R - 1) / R of what the mean of R runs does.
+        share = 1 / runs + (share - 1 / runs) * np.sqrt(runs / (runs - 1))
+        return np.asarray((share * of_runs).sum(axis=1))
+
+    low, high = np.quantile(means(errors) - means(reference), [0.025, 0.975])
+    return difference, float(low), float(high)
 
 
 # ------------------------------------------------------------------------------------------------------- tables
@@ -275,9 +291,10 @@ def write_tables(
         "",
         f"{date.today()}. Runs made on {'; '.join(machines)}.",
         f"Errors on the test split, all horizons, in {flow_unit(data.points_per_hour)}: mean ± standard deviation over",
-        f"seeds; the difference of the MAE to {reference.name}, with its 95 % bootstrap interval over test samples in",
-        "blocks of one horizon. Parameters are those that training changes; minutes are those of all epochs with their",
-        "validation, mean over seeds. Neither holds the autoregression, which is fitted before.",
+        f"seeds; the difference of the MAE to {reference.name}, with its 95 % bootstrap interval over test samples, in",
+        "blocks of one horizon, and over seeds where there are several. Parameters are those that training changes;",
+        "minutes are those of all epochs with their validation, mean over seeds. Neither holds the autoregression,",
+        "which is fitted before.",
         "",
         tables,
     ]
@@ -304,7 +321,8 @@ def _main_table(rows: Sequence[Row], texts: Sequence[str]) -> str:
         cells += [score_text(_score(row, name)) if name in row else "" for name in names]
         decimals = _decimals(row, "mae", DECIMALS)
         difference = [f"{known[name]:+.{decimals}f}" for name in DIFFERENCE if name in known]
-        cells.append("{} ({} .. {})".format(*difference) if difference else "")
+        layout = "{} ({} .. {})" if len(difference) == len(DIFFERENCE) else "{}"  # too few samples for an interval
+        cells.append(layout.format(*difference) if difference else "")
         lines.append(cells)
     return markdown_table(lines, len(texts))
 

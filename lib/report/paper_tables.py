@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,8 @@ def render(rows: Iterable[Row], datasets: Sequence[str], style: str) -> str:
     rows = list(rows)
     if style == "csv":
         return _render_csv(rows)
+    own = {row.model for row in rows if not row.source}
+    rows = [replace(row, model=f"{row.model}, published") if row.source and row.model in own else row for row in rows]
     cells = {(row.model, row.zeros, row.dataset, score): row for row in rows for score in row.scores}
     best = {
         (zeros, dataset, score): min(
