@@ -1,7 +1,7 @@
 """A run from its settings to its results: started, resumed, finished, opened."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,7 @@ from lib.data.preparing import (
     sensor_names,
 )
 from lib.data.profile import DECAY, HistoricalProfile, historical_profile
+from lib.data.series import Scaling
 from lib.data.windowing import evenly_spaced
 from lib.data.windows import Windows
 from lib.devices import choose_device, configure_cpu, describe_device, peak_memory
@@ -49,6 +50,8 @@ from lib.run_folder import RunFolder, new_run_folder, refuse_taken, remove_parti
 from lib.training import Evaluation, Trainer, epoch_line, evaluate
 
 SCORED_SPLITS = ("val", "test")  # in time order
+WEIGHTS = "weights"  # in `made_from` of a run that began with the weights of a file
+SIZES = ("num_layers", "d_model", "nb_head", "kernel_size", "num_for_predict", "points_per_hour", "num_of_hours")
 PATCH_SAMPLES, PATCH_BATCH = 50, 16  # test samples whose patches are looked at, and how many at once
 
 
@@ -113,21 +116,30 @@ def start_run(config: Config, root: Path, name: str, processes: Processes = ONE_
     events = _event_log(config, folder)
     links = links_for(config)
     positions = positions_for(config, links)
-    prepared = prepared_for(config)
+    names, weights = sensor_names(config, links), config.training.weights
+    prepared, files = prepared_for(config), origin(config, links)
     sensor_graphs = graphs_for(config, prepared, links)
-    profile = profile_for(config, prepared)
-    print(sensor_graphs.summary())
-    if config.training.weights is None:
+    if weights is None:
+        profile = profile_for(config, prepared)
+        print(sensor_graphs.summary())
         graphs = sensor_graphs.tensors(_fitted_autoregression(config, prepared, profile, sensor_graphs.topology))
         model = new_network(config, graphs)
     else:
-        model, graphs = _network_of(config.training.weights, config, sensor_graphs.tensors())
+        checkpoint = load_tensors(weights)
+        model, graphs = _network_of(weights, checkpoint, config, sensor_graphs.tensors(), names)
+        prepared = _scaled_as_in(checkpoint, prepared)
+        profile = profile_for(config, prepared)
+        files |= {WEIGHTS: fingerprint(weights)}
+        if "graphs" not in checkpoint:
+            print(sensor_graphs.summary())
+        else:
+            print(f"graphs and scaling are those of {weights}")
     extra = {
         "settings": config.to_ini(),
         "graphs": graphs.content(),
         "scaling": {"minimum": prepared.scaling.minimum, "maximum": prepared.scaling.maximum},
-        "sensor_ids": sensor_names(config, links),
-        "made_from": {**prepared.made_from, **origin(config, links)},
+        "sensor_ids": names,
+        "made_from": {**prepared.made_from, **files},
         "profile_week": None if profile is None else torch.from_numpy(profile.week),
         "map": None
         if positions is None
@@ -173,13 +185,21 @@ def _fitted_autoregression(
     return coefficients
 
 
-def _network_of(weights: Path, config: Config, graphs: Graphs) -> tuple[nn.Module, Graphs]:
+def _network_of(
+    weights: Path, checkpoint: Mapping[str, Any], config: Config, graphs: Graphs, names: Sequence[str] | None
+) -> tuple[nn.Module, Graphs]:
     """Return a network with the weights of a file, and its graphs: those of the file where it has them.
 
+    Args:
+        weights: the file.
+        checkpoint: what it holds.
+        config: the settings of the run.
+        graphs: by these settings.
+        names: of the sensors, where they are known.
+
     Raises:
-        InputError: the weights are not those of the network that the settings say.
+        InputError: the weights are not those of the network and the sensors that the settings say.
     """
-    checkpoint = load_tensors(weights)
     try:
         if "weights" not in checkpoint:  # a bare state dict
             if config.variant.load_released is None:
@@ -194,6 +214,12 @@ def _network_of(weights: Path, config: Config, graphs: Graphs) -> tuple[nn.Modul
         own = Graphs.from_content(checkpoint["graphs"])
         if len(own.topology) != len(graphs.topology):
             raise ValueError(f"found graphs of {len(own.topology)} sensors, expected {len(graphs.topology)}")
+        before = checkpoint.get("sensor_ids")
+        for place, (was, now) in enumerate(zip(before or (), names or (), strict=False)):
+            if was != now:
+                raise ValueError(f"found sensor {was!r} at position {place}, expected {now!r}, as in this series")
+        if other := _other_settings(checkpoint, config, ("Graph",), ()):
+            raise ValueError(f"{other[0]}: a network keeps its graphs")
         if (own.autoregression is not None) != (wanted := config.needs.autoregression):
             raise ValueError(
                 "found no autoregression, expected one" if wanted else "found an autoregression, expected none"
@@ -202,20 +228,27 @@ def _network_of(weights: Path, config: Config, graphs: Graphs) -> tuple[nn.Modul
         model.load_state_dict(checkpoint["weights"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reasons = [line.strip() for line in str(error).splitlines()]
-        faults = [*reasons[len(reasons) > 1 :], *_other_settings(checkpoint, config)]
+        faults = [*reasons[len(reasons) > 1 :], *_other_settings(checkpoint, config, ("Model",), SIZES)]
         raise InputError(f"{weights}: {'; '.join(faults)}") from None
     return model, own
 
 
-def _other_settings(checkpoint: Mapping[str, Any], config: Config) -> list[str]:
-    """Return how the network of a checkpoint differs from that of a configuration."""
+def _scaled_as_in(checkpoint: Mapping[str, Any], prepared: Prepared) -> Prepared:
+    """Return a series with the scaling that the weights of a checkpoint were trained with, where it says which."""
+    scaling = checkpoint.get("scaling")
+    return prepared if scaling is None else prepared.with_scaling(Scaling(**scaling))
+
+
+def _other_settings(
+    checkpoint: Mapping[str, Any], config: Config, of_sections: Sequence[str], of_keys: Sequence[str]
+) -> list[str]:
+    """Return how the network of a checkpoint differs from that of a configuration, in some sections and keys."""
     sections = read_sections(str(checkpoint.get("settings", "")), config.source, [])
-    sizes = ("num_layers", "d_model", "nb_head", "kernel_size", "num_for_predict", "points_per_hour", "num_of_hours")
     found = []
     for name, text in config.texts().items():
         section, key = name.split(".")
         kept = sections.get(section, {}).get(key)
-        if (section == "Model" or key in sizes) and sections and kept != text:
+        if (section in of_sections or key in of_keys) and kept is not None and kept != text:
             found.append(f"its network has {name} {kept}, this one {text}")
     return found
 
@@ -291,7 +324,7 @@ def _what_it_was_trained_on(
     if differing := kept.differences(config):
         raise InputError(f"{path}: found {differing[0]}, expected the settings in settings.ini beside it")
     check_origin(config, checkpoint["made_from"], path)
-    prepared = prepared_for(config)
+    prepared = _scaled_as_in(checkpoint, prepared_for(config))
     profile, kept = profile_for(config, prepared), checkpoint["profile_week"]
     if profile is not None and (kept is None or not np.allclose(profile.week, kept, rtol=1e-4)):
         raise InputError(
@@ -620,8 +653,11 @@ def complete_run(
         raise InputError(
             f"{folder.settings}: found {differing[0]}, expected the settings asked for, or a new name for the run"
         )
-    checkpoint = folder.best if finished else folder.last
-    check_origin(config, load_checkpoint(checkpoint)["made_from"], checkpoint)
+    checkpoint, weights = folder.best if finished else folder.last, config.training.weights
+    made_from = load_checkpoint(checkpoint)["made_from"]
+    check_origin(config, made_from, checkpoint)
+    if weights is not None and made_from.get(WEIGHTS, now := fingerprint(weights)) != now:
+        raise InputError(f"{weights}: found other weights than {folder} began with, expected the same file")
     if not finished:
         finish_run(resume_run(folder, variants, config.runtime.device, processes))
     elif processes.first:

@@ -22,7 +22,7 @@ from lib.errors import InputError
 from lib.interface import Inputs, Sizes
 from lib.metrics import ForecastErrors
 from lib.run_folder import RunFolder
-from lib.runs import TrainingRun, complete_run, finish_run, open_run, resume_run, start_run
+from lib.runs import TrainingRun, complete_run, finish_run, open_run, resume_run, score_run, start_run
 from lib.training import evaluate
 from model.variants import VARIANTS
 from tests.conftest import REAL_DATA, DatasetMaker, dense_graphs, load, make_network
@@ -340,6 +340,63 @@ def test_a_run_of_another_series_is_refused(make_dataset: DatasetMaker, tmp_path
     np.savez(path, data=data + 1)
     with pytest.raises(InputError, match=r"found another series than .* was trained on"):
         open_run(folder, VARIANTS, "cpu")
+
+
+@pytest.mark.parametrize("variant", ["stid", "residual_mlp"])
+def test_weights_keep_the_scaling_that_they_were_trained_with(
+    variant: str, make_dataset: DatasetMaker, tmp_path: Path
+) -> None:
+    path = make_dataset(fine_tune_epochs=0)
+    config = load(path, [f"Model.variant={variant}", "Training.max_batches=3"])
+    trained = run(config, tmp_path / "out", "trained")
+    series = config.data.graph_signal_matrix_filename
+    with np.load(series) as archive:
+        data = archive["data"]
+    data[60, 2] = 2 * data.max()  # an outlier in training, which no test sample sees but through the scaling
+    np.savez(series, data=data)
+    config = load(path, [f"Model.variant={variant}", f"Training.weights={trained.best}"])
+    started = start_run(config, tmp_path / "out", "tested")
+    started.trainer.skip()
+    score_run(started)
+    tested = started.folder
+    scalings = [load_checkpoint(folder.best)["scaling"] for folder in (trained, tested)]
+    assert scalings[0] == scalings[1]
+    assert scalings[0]["maximum"] < prepared_for(config).scaling.maximum
+    before, after = (folder.read_predictions()["forecast"] for folder in (trained, tested))
+    if variant == "stid":  # the historical profile is another, as the outlier is part of it
+        np.testing.assert_array_equal(before, after)
+    reopened = open_run(tested, VARIANTS, "cpu").evaluations()["test"].forecast
+    assert reopened is not None
+    np.testing.assert_allclose(reopened, after, atol=1e-3)
+
+
+def test_weights_are_of_the_same_sensors_and_graphs(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    path, ids = make_dataset(), tmp_path / "ids.txt"
+    (tmp_path / "TINY" / "TINY.csv").write_text("from,to,cost\n8,9,1\n")
+    settings = [f"Data.id_filename={ids}", "Training.max_batches=1", "Model.variant=residual_mlp"]
+    ids.write_text("7\n8\n9\n10\n11")
+    best = run(load(path, settings), tmp_path / "out", "trained").best
+    begun = [*settings, f"Training.weights={best}"]
+    with pytest.raises(InputError, match=r"best\.pt: its network has Graph\.hops \d, this one 1: a network keeps its"):
+        start_run(load(path, [*begun, "Graph.hops=1"]), tmp_path / "out", "hops")
+    ids.write_text("7\n8\n9\n11\n10")
+    with pytest.raises(
+        InputError, match=r"best\.pt: found sensor '10' at position 3, expected '11', as in this series"
+    ):
+        start_run(load(path, begun), tmp_path / "out", "names")
+    assert [folder.name for folder in (tmp_path / "out" / "TINY").iterdir()] == ["trained"]
+
+
+def test_a_run_is_not_completed_with_other_first_weights(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    path, first = make_dataset(), tmp_path / "best.pt"
+    settings = ["Training.max_batches=1", "Model.variant=stid"]
+    first.write_bytes(run(load(path, settings), tmp_path / "out", "one").best.read_bytes())
+    config = load(path, [*settings, f"Training.weights={first}"])
+    complete_run(config, tmp_path / "out", "begun", VARIANTS)
+    complete_run(config, tmp_path / "out", "begun", VARIANTS)
+    first.write_bytes(run(load(path, [*settings, "Training.seed=2"]), tmp_path / "out", "two").best.read_bytes())
+    with pytest.raises(InputError, match=r"best\.pt: found other weights than .*begun began with, expected the same"):
+        complete_run(config, tmp_path / "out", "begun", VARIANTS)
 
 
 def test_a_run_is_bound_to_the_links_and_names_that_it_was_trained_on(

@@ -148,6 +148,13 @@ class Prepared:
         """The scaling of the flow."""
         return Scaling(float(self.minimum[FLOW]), float(self.maximum[FLOW]))
 
+    def with_scaling(self, scaling: Scaling) -> "Prepared":
+        """Return the series with another scaling of its flow: that of the weights that are to read it."""
+        limits = [limit.copy() for limit in (self.minimum, self.maximum)]
+        for limit, value in zip(limits, (scaling.minimum, scaling.maximum), strict=True):
+            limit[FLOW] = value
+        return replace(self, minimum=limits[0], maximum=limits[1])
+
     @property
     def training_rows(self) -> int:
         """The rows before the last training label start: all that may shape graphs, means and baselines."""
