@@ -33,8 +33,8 @@ from lib.report.style import COLOURS, HORIZONS
 # Names come from data, and Matplotlib would read two `$` in one as a formula. So formulas are off in all figures.
 matplotlib.rcParams["text.parse_math"] = False
 
-MANY_COLOURS = (*COLOURS, "#000000", "#999999")  # as many as markers
-MARKERS = "os^vDPX*"
+MANY_COLOURS = (*COLOURS, "#000000", "#999999")
+MARKERS = "os^vDPX*<"  # one more than colours, so that no two of 72 lines have the same colour and marker
 DPI = 150  # of PNG files
 LAYOUT_ITERATIONS = 100
 PLACED_BY_ALL, PIVOTS = 1500, 200  # sensors of a map
