@@ -140,7 +140,7 @@ class TrainingConfig:
     nb_head: Annotated[Size, "attention heads; divides d_model"]
     seed: Annotated[Seed, "of weights, order and dropout"] = 0
     weights: Annotated[
-        FilePath | None, "a checkpoint to start from, the released code's too; without it the seed draws them"
+        FilePath | None, "a checkpoint to start from, with its graphs and scaling, or one of the released code"
     ] = None
     loss: Annotated[
         str, one_of(LOSSES), "on scaled values; of training, validation and the choice of the best epoch"
