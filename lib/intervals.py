@@ -139,9 +139,15 @@ class Intervals:
     def highest_level(self) -> float:
         """The highest level for which there were enough residuals; 0: there is none."""
         finite = np.isfinite(self.quantiles).all(axis=(1, 2))
-        if self.imputed_quantiles is not None:
-            finite &= np.isfinite(self.imputed_quantiles).all(axis=(1, 2))
         return float(LEVELS[finite].max(initial=0))
+
+    @cached_property
+    def _of_imputed(self) -> NDArray[np.float32] | None:
+        """`imputed_quantiles`, or `quantiles` where so few sensors were imputed that there is none of a level."""
+        own = self.imputed_quantiles
+        if own is None:
+            return None
+        return np.asarray(np.maximum.accumulate(np.where(np.isinf(own), self.quantiles, own), axis=0))
 
     def check_level(self, level: float) -> None:
         """Raise an InputError where there were too few residuals for a level."""
@@ -170,8 +176,8 @@ class Intervals:
         self.check_level(float(np.max(level)))
         place = np.broadcast_to(kept_level(level), self.quantiles.shape[1:])[None]
         factor = np.take_along_axis(self.quantiles, place, axis=0)  # (1, N, P)
-        if imputed is not None and self.imputed_quantiles is not None:
-            of_imputed = np.take_along_axis(self.imputed_quantiles, place, axis=0)
+        if imputed is not None and self._of_imputed is not None:
+            of_imputed = np.take_along_axis(self._of_imputed, place, axis=0)
             factor = np.where(imputed[:, :, None], of_imputed, factor)  # (B, N, P)
         half_width: NDArray[np.float32] = factor * scale_of(self.spread, steps_of_week, factor.shape[2])
         return half_width
@@ -210,9 +216,8 @@ def calibrate(
     quantiles = conformal_quantiles(of_measured)
     if not flagged.any():
         return Intervals(spread, quantiles, made_from)
-    of_imputed = conformal_quantiles(np.where(flagged[:, :, None], np.abs(target - centre) / scale, np.nan))
-    filled = np.where(np.isinf(of_imputed), quantiles, of_imputed)  # too few for a level: as if measured
-    return Intervals(spread, quantiles, made_from, np.maximum.accumulate(filled, axis=0))
+    of_imputed = np.where(flagged[:, :, None], np.abs(target - centre) / scale, np.nan)
+    return Intervals(spread, quantiles, made_from, conformal_quantiles(of_imputed))
 
 
 # ------------------------------------------------------------------------------------------------------- adaptation

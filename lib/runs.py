@@ -218,7 +218,7 @@ def _network_of(
         for place, (was, now) in enumerate(zip(before or (), names or (), strict=False)):
             if was != now:
                 raise ValueError(f"found sensor {was!r} at position {place}, expected {now!r}, as in this series")
-        if other := _other_settings(checkpoint, config, ("Graph",), ()):
+        if config.variant.sees_other_sensors and (other := _other_settings(checkpoint, config, ("Graph",), ())):
             raise ValueError(f"{other[0]}: a network keeps its graphs")
         if (own.autoregression is not None) != (wanted := config.needs.autoregression):
             raise ValueError(
@@ -656,8 +656,10 @@ def complete_run(
     checkpoint, weights = folder.best if finished else folder.last, config.training.weights
     made_from = load_checkpoint(checkpoint)["made_from"]
     check_origin(config, made_from, checkpoint)
-    if weights is not None and made_from.get(WEIGHTS, now := fingerprint(weights)) != now:
-        raise InputError(f"{weights}: found other weights than {folder} began with, expected the same file")
+    if weights is not None and weights.exists():  # a run that has begun does not need them
+        now = fingerprint(weights)
+        if made_from.get(WEIGHTS, now) != now:
+            raise InputError(f"{weights}: found other weights than {folder} began with, expected the same file")
     if not finished:
         finish_run(resume_run(folder, variants, config.runtime.device, processes))
     elif processes.first:

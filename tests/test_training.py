@@ -394,6 +394,8 @@ def test_a_run_is_not_completed_with_other_first_weights(make_dataset: DatasetMa
     config = load(path, [*settings, f"Training.weights={first}"])
     complete_run(config, tmp_path / "out", "begun", VARIANTS)
     complete_run(config, tmp_path / "out", "begun", VARIANTS)
+    first.unlink()
+    complete_run(config, tmp_path / "out", "begun", VARIANTS)
     first.write_bytes(run(load(path, [*settings, "Training.seed=2"]), tmp_path / "out", "two").best.read_bytes())
     with pytest.raises(InputError, match=r"best\.pt: found other weights than .*begun began with, expected the same"):
         complete_run(config, tmp_path / "out", "begun", VARIANTS)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 
 from lib.config import DataConfig
 from lib.errors import InputError
@@ -169,8 +170,8 @@ def paired_difference(
     """Return the mean difference of errors to a reference, and its 95 % bootstrap interval over samples and runs.
 
     Samples are drawn with replacement, the same for all runs, in blocks of neighbours: samples that share targets are
-    not independent. The runs of each side are drawn with replacement too, as other seeds would give other errors. Of
-    one run a side, the interval cannot know by how much.
+    not independent. The runs of each side are drawn with replacement too, as other seeds would give other errors. With
+    one run on each side the interval cannot know by how much.
 
     Args:
         errors, reference: (runs, samples).
@@ -181,6 +182,8 @@ def paired_difference(
     samples = errors.shape[1]
     if samples < LEAST_BLOCKS * block:
         return difference, None, None
+    # Few runs say little of their spread: Student's t in place of the normal distribution, as for a pooled variance.
+    wider = float(t.ppf(0.975, max(1, len(errors) + len(reference) - 2)) / norm.ppf(0.975))
     draw = np.random.default_rng(seed)
     drawn = draw.integers(0, samples - block + 1, (BOOTSTRAP_DRAWS, round(samples / block)))  # first samples of blocks
 
@@ -193,7 +196,7 @@ def paired_difference(
             return of_runs[:, 0]
         share = draw.multinomial(runs, np.full(runs, 1 / runs), BOOTSTRAP_DRAWS) / runs  # (draws, runs)
         # The mean of R drawn runs varies by (R - 1) / R of what the mean of R runs does.
-        share = 1 / runs + (share - 1 / runs) * np.sqrt(runs / (runs - 1))
+        share = 1 / runs + (share - 1 / runs) * wider * np.sqrt(runs / (runs - 1))
         return np.asarray((share * of_runs).sum(axis=1))
 
     low, high = np.quantile(means(errors) - means(reference), [0.025, 0.975])
