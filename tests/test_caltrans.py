@@ -497,6 +497,18 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         rf"{SECOND.removesuffix('.gz')} row 240: found no end of the line after \d+ cells, expected a whole row: the "
         "file is cut short",
     ),
+    "a text cut short and packed again": (
+        lambda root: (root / SECOND).write_bytes(gzip.compress(gzip.decompress((root / SECOND).read_bytes())[:-3])),
+        "",
+        rf"{SECOND} row 240: found no end of the line after \d+ cells, expected a whole row: the file is cut short",
+    ),
+    "two files of which the first was cut short": (
+        lambda root: change(
+            root / SECOND, lambda rows: [*rows[:20], ",".join(rows[20].split(",")[:10]) + "\n", *rows[21:]]
+        ),
+        "",
+        f"{SECOND} row 21: found 10 cells, expected 12 or more, separated by commas",
+    ),
     "an empty file": (
         lambda root: write_raw(root / SECOND, []),
         "",

@@ -228,6 +228,19 @@ def test_mean_days_averages_whole_days_of_the_given_rows_only():
     assert np.array_equal(mean_days(later, steps_per_day=8, rows=31), profiles)
 
 
+def test_mean_days_are_of_what_was_observed():
+    flow = np.random.default_rng(0).uniform(0, 500, (40, 3)).astype(np.float32)
+    flow[4:13, 0] = np.nan
+    flow[[2, 10, 18, 26, 34], 1] = np.nan  # a time of day that no day has
+    flow[:, 2] = np.nan
+    profiles = mean_days(flow, steps_per_day=8, rows=40)
+    by_day = flow[:, :2].reshape(5, 8, 2).astype(np.float64)
+    expected = np.stack([np.nanmean(by_day[:, [step]], axis=(0, 1)) if step != 2 else [0, 0] for step in range(8)])
+    expected[2] = np.nanmean(by_day[:, 2, 0]), np.nanmean(by_day[:, :, 1])
+    np.testing.assert_allclose(profiles[:2], expected.T, rtol=1e-12)
+    np.testing.assert_array_equal(profiles[2], 0)
+
+
 def test_mean_days_needs_one_whole_day():
     flow = np.ones((40, 3), dtype=np.float32)
     assert mean_days(flow, steps_per_day=8, rows=8).shape == (3, 8)

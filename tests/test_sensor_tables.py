@@ -291,6 +291,7 @@ def test_a_series_that_cannot_be_read_is_the_fault_and_not_the_links(
             "2018-03-05 00:10",
             "row 2: found the time 2018-03-05 00:10:00, expected [Data] start = 20",
         ),
+        ("2018-03-05 01:00,5,6\n", "2018-03-05 01:00,5\n", "row 4: found 2 cells, expected 3, as the header has"),
         ("time,a,b", "time,a,a", "column 3: found 'a' again (first in column 2), expected it once"),
         ("time,a,b", "time,a,", "column 3: found no name, expected that of a sensor"),
         (
@@ -459,6 +460,21 @@ def test_links_speak_integer_column_names_unless_only_positions_fit(table_config
         InputError, match=r"row 3: column 'from': found sensor 300, expected an id listed in t.csv \(did"
     ):
         links_for(config)
+
+
+def test_names_and_links_may_be_padded_with_zeros(table_config: Callable[..., Config], tmp_path: Path) -> None:
+    names, ids = ["003", "001", "002", "004", "010"], tmp_path / "ids.txt"
+    ids.write_text("\n".join(names))
+    for overrides in ((), (f"Data.id_filename={ids}",)):
+        config = table_config(names, ".csv", None, *overrides)
+        write_links(config, "001,003,1", "002,010,1")
+        assert links_for(config).pairs.tolist() == [[0, 1], [2, 4]]
+    ids.write_text("001\n003\n002\n004\n010\n")
+    with pytest.raises(InputError, match=r"t\.csv: found column '003', expected '1' by .*ids\.txt"):
+        links_for(config)
+    config = table_config(["1", "01", "2", "3", "4"])  # these are no ids: two are the same number
+    write_links(config, "0,1,1")
+    assert links_for(config).sensor_ids is None
 
 
 def test_links_speak_positions_where_names_are_not_integers(table_config: Callable[..., Config]) -> None:

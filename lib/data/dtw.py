@@ -103,7 +103,8 @@ def mean_days(flow: NDArray[np.float32], steps_per_day: int, rows: int) -> NDArr
     A day is counted from the first row, whatever its time of day: DTW compares sensors with one another only.
 
     Args:
-        flow: series (T, N).
+        flow: series (T, N), NaN where it is missing: a mean is that of the other days. A time of day that no day has
+            is that of the sensor's mean.
         steps_per_day: rows in one day, 288 at 5 minutes.
         rows: number of rows that may be used, those of the training inputs.
 
@@ -121,7 +122,13 @@ def mean_days(flow: NDArray[np.float32], steps_per_day: int, rows: int) -> NDArr
             f"expected at least one whole day of {steps_per_day} rows"
         )
     whole_days = usable[: days * steps_per_day].reshape(days, steps_per_day, -1)
-    return np.ascontiguousarray(whole_days.mean(axis=0, dtype=np.float64).T)
+    known = ~np.isnan(whole_days)
+    if known.all():
+        return np.ascontiguousarray(whole_days.mean(axis=0, dtype=np.float64).T)
+    total = np.where(known, whole_days, 0).sum(axis=0, dtype=np.float64)  # (steps_per_day, N)
+    number = known.sum(axis=0)
+    of_sensor = total.sum(axis=0) / number.sum(axis=0).clip(1)
+    return np.ascontiguousarray(np.where(number, total / number.clip(1), of_sensor).T)
 
 
 def dtw_matrix(

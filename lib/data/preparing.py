@@ -68,7 +68,8 @@ def links_for(config: Config) -> Links:
     """
     data, source = config.data, config.data.graph_signal_matrix_filename
     names = table_sensors(config) if is_table(source) else ()
-    are_ids = bool(names) and all(re.fullmatch("0|[1-9][0-9]{0,17}", name) for name in names)
+    are_ids = bool(names) and all(re.fullmatch("[0-9]{1,18}", name) for name in names)
+    are_ids = are_ids and len(set(map(int, names))) == len(names)
     if data.id_filename is None and are_ids:
         try:
             return read_links(data.adj_filename, data.num_of_vertices, source, tuple(map(int, names)))
@@ -84,8 +85,8 @@ def links_for(config: Config) -> Links:
             series_for(config)  # an unreadable series is reported first: it may hold the ids of the links
         raise
     if are_ids and links.sensor_ids is not None:
-        for name, sensor_id in zip(names, map(str, links.sensor_ids), strict=True):
-            if name != sensor_id:
+        for name, sensor_id in zip(names, links.sensor_ids, strict=True):
+            if int(name) != sensor_id:
                 raise InputError(f"{source}: found column '{name}', expected '{sensor_id}' by {data.id_filename}")
     return links
 
@@ -409,8 +410,7 @@ def _mean_days_and_record(
     count = prepared.training_rows if rows == "train" else len(prepared.flow)
     steps_per_day = config.data.steps_per_day
     try:
-        # Forward-filled, so that no gap at the end is filled from after it.
-        days = mean_days(prepared.forward_filled, steps_per_day, count)
+        days = mean_days(prepared.observed, steps_per_day, count)
     except InputError as error:
         raise InputError(f"{config.data.graph_signal_matrix_filename} data: {error}") from None
     radius = radius if method == "fastdtw" else 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,9 +238,8 @@ def _sensor_names(path: Path, columns: Sequence[object]) -> tuple[str, ...]:
 
 def _text_header(path: Path) -> tuple[list[str], str]:
     """Return the cells of a text's first line, and what separates them: commas, or tabs where there are only those."""
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig") as handle:
+        with _opened_text(path) as handle:
             lines = iter(handle)
             first = next(lines, "")
             separator = "\t" if "\t" in first and "," not in first else ","
@@ -249,13 +248,18 @@ def _text_header(path: Path) -> tuple[list[str], str]:
         raise _unreadable(path, error) from None
 
 
+def _opened_text(path: Path) -> IO[str]:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    return cast(IO[str], opened(path, "rt", newline="", encoding="utf-8-sig"))
+
+
 def _read_text(path: Path, columns: int, separator: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a first row longer than the header
-            return pd.read_csv(
+            frame = pd.read_csv(
                 path,
                 sep=separator,
                 compression="gzip" if path.suffix.lower() == ".gz" else None,
@@ -268,8 +272,33 @@ def _read_text(path: Path, columns: int, separator: str) -> pd.DataFrame:
                 low_memory=False,
                 encoding="utf-8-sig",
             )
-    except (OSError, EOFError, zlib.error, ValueError, pd.errors.ParserWarning) as error:
+        _check_cells(path, columns, separator, frame.iloc[:, -1].isna().to_numpy())
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error, pd.errors.ParserWarning) as error:
         raise _unreadable(path, error) from None
+    return frame
+
+
+def _check_cells(path: Path, columns: int, separator: str, without_last: NDArray[np.bool_]) -> None:
+    """Refuse a row with too few cells, as of a file that was cut short: pandas would fill it.
+
+    Args:
+        path: of the text.
+        columns: how many cells a row has.
+        separator: of cells.
+        without_last: (rows,), which rows have no value in their last cell; only these are looked at.
+    """
+    if not without_last.any():
+        return
+    with _opened_text(path) as handle:
+        rows = csv.reader(handle, delimiter=separator, skipinitialspace=True)
+        next(rows)
+        for number, (suspect, cells) in enumerate(zip(without_last, rows, strict=False), start=2):
+            if suspect and any(cells) and len(cells) < columns:
+                raise InputError(
+                    f"{path} row {number}: found {len(cells)} cells, expected {columns}, as the header has"
+                )
 
 
 def _read_frame(path: Path, rows: bool = True) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -221,14 +221,12 @@ def _frames(path: Path, advance: Callable[[int], object]) -> Iterator[pd.DataFra
         **dict.fromkeys(NUMBERS, "float64"),
     }
     with _opened(path) as (text, file):
-        if text is file and not _ends_in_a_line(path):
-            raise EOFError
         if not text.read(1):
             return
         text.seek(0)
         done = 0
         reader = pd.read_csv(
-            text,
+            cast(IO[bytes], _WholeRows(text)),
             header=None,
             names=list(COLUMNS),
             usecols=list(kinds),
@@ -246,11 +244,27 @@ def _frames(path: Path, advance: Callable[[int], object]) -> Iterator[pd.DataFra
             yield frame
 
 
-def _ends_in_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 1))
-        return file.read() in (b"\n", b"")
+class _WholeRows:
+    """A text as pandas reads it, which has only whole rows: pandas itself would fill a row that was cut short."""
+
+    def __init__(self, text: IO[bytes]) -> None:
+        self.text = text
+        self.begun = b""  # of the row that the last block ends in
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.text)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            EOFError: a row has too few cells, or the last one does not end.
+        """
+        block = self.text.read(size)
+        *rows, self.begun = (self.begun + block).split(b"\n")
+        if any(row.count(b",") < len(COLUMNS) - 1 for row in rows) or (self.begun and not block):
+            raise EOFError
+        return block
 
 
 def _steps(frame: pd.DataFrame, path: Path) -> NDArray[np.int64]:
