@@ -197,6 +197,8 @@ def test_a_matrix_counts_as_the_list_of_its_links(tmp_path, seed):
         (np.diag([0, 1, np.inf, 0]), " row 3, column 3: found inf, expected a number, 0 for no link"),
         ("0,1,0,0\n" * 3, ": found a matrix of 3 x 4, expected 4 x 4 by num_of_vertices = 4"),
         ("0,1,0,0\n" * 3 + "0,1,0\n", " row 4: found 3 columns, expected 4"),
+        ("0,1,0,0,\n" * 3 + "0,1,0,\n", " row 4: found 3 columns, expected 4"),  # a comma at the end is no cell
+        ("0,1,0,0\n" * 3 + "3,,0,1,0\n", " row 4, column 2: found '', expected a number"),  # an empty cell is one
         ("0,1,0,0\n" * 3 + "0,1,x,0\n", " row 4, column 3: found 'x', expected a number"),
         ("0,1,0,0\n" * 3 + "0,1,nan,0\n", " row 4, column 3: found 'nan', expected a number"),
         ("0,1,1\n" * 4, " row 1: found '0,1,1', expected the header from,to,cost or from,to,distance"),

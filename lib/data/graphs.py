@@ -234,7 +234,10 @@ def _is_matrix_row(row: str) -> bool:
 
 
 def _matrix_cells(row: str) -> list[str]:
-    return row.replace(",", " ").split()  # NumPy's savetxt writes spaces
+    if "," not in row:
+        return row.split()  # NumPy's savetxt writes spaces
+    cells = [cell.strip() for cell in row.split(",")]
+    return cells[:-1] if not cells[-1] else cells
 
 
 def _parse_matrix(path: Path, rows: Sequence[tuple[int, str]]) -> NDArray[np.float64]:
