@@ -116,24 +116,18 @@ def start_run(config: Config, root: Path, name: str, processes: Processes = ONE_
     events = _event_log(config, folder)
     links = links_for(config)
     positions = positions_for(config, links)
-    names, weights = sensor_names(config, links), config.training.weights
-    prepared, files = prepared_for(config), origin(config, links)
+    names, files, weights = sensor_names(config, links), origin(config, links), config.training.weights
+    checkpoint = {} if weights is None else load_tensors(weights)
+    prepared = _scaled_as_in(checkpoint, prepared_for(config))
     sensor_graphs = graphs_for(config, prepared, links)
+    profile = profile_for(config, prepared)
+    print(f"graphs and scaling are those of {weights}" if "graphs" in checkpoint else sensor_graphs.summary())
     if weights is None:
-        profile = profile_for(config, prepared)
-        print(sensor_graphs.summary())
         graphs = sensor_graphs.tensors(_fitted_autoregression(config, prepared, profile, sensor_graphs.topology))
         model = new_network(config, graphs)
     else:
-        checkpoint = load_tensors(weights)
         model, graphs = _network_of(weights, checkpoint, config, sensor_graphs.tensors(), names)
-        prepared = _scaled_as_in(checkpoint, prepared)
-        profile = profile_for(config, prepared)
         files |= {WEIGHTS: fingerprint(weights)}
-        if "graphs" not in checkpoint:
-            print(sensor_graphs.summary())
-        else:
-            print(f"graphs and scaling are those of {weights}")
     extra = {
         "settings": config.to_ini(),
         "graphs": graphs.content(),

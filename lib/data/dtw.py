@@ -123,7 +123,7 @@ def mean_days(flow: NDArray[np.float32], steps_per_day: int, rows: int) -> NDArr
         )
     whole_days = usable[: days * steps_per_day].reshape(days, steps_per_day, -1)
     known = ~np.isnan(whole_days)
-    if known.all():
+    if known.all():  # the same by a shorter way, without a copy
         return np.ascontiguousarray(whole_days.mean(axis=0, dtype=np.float64).T)
     total = np.where(known, whole_days, 0).sum(axis=0, dtype=np.float64)  # (steps_per_day, N)
     number = known.sum(axis=0)

@@ -40,7 +40,7 @@ from lib.files import check_unused, check_writable, fingerprint, fingerprint_arr
 MATRIX_SENSORS = 1000  # of more, only the distances are computed that the rule of the similarity graph asks for
 SECONDS_KEPT = 30  # between two writes of how far a search for the nearest has come
 PREPARED_VERSION = "3"  # of the rules by which prepared files are made
-LONG_STEPS = ".1"  # follows it where steps are longer than 15 minutes: the rule of imputed values is another since
+LONG_STEPS = ".1"  # follows it for steps above 15 minutes, whose rule of imputed values alone is another since
 
 
 def calendar_for(config: Config) -> Calendar:
